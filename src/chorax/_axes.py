@@ -1,0 +1,99 @@
+"""Which leaves already have a lane axis.
+
+The forms are those of `eqx.filter_vmap`: `None`, an `int`, or a function of a leaf,
+alone or as a PyTree that is a prefix of what they speak of.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.tree_util as jtu
+
+from ._paths import leaf_paths, open_level, Path, place
+
+
+Axes = tuple[int | None, ...]
+
+
+def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
+    """The lane axis of every leaf of a tree, in order; `None` for a shared leaf."""
+    axes: list[int | None] = []
+    pending: list[tuple[Path, Any, Any]] = [((), in_axes, tree)]
+    while pending:
+        path, axis, part = pending.pop()
+        if axis is None or isinstance(axis, int) or _is_rule(axis):
+            for leaf in jtu.tree_leaves(part):
+                axes.append(
+                    _checked(axis(leaf) if callable(axis) else axis, name, path)
+                )
+            continue
+        above, below = open_level(axis), open_level(part)
+        if above is None:
+            _checked(axis, name, path)
+        if above is None or below is None or above.shell != below.shell:
+            raise ValueError(
+                f"`{name}` must be a prefix of the tree it describes, but they part at "
+                f"{place(path)}: {type(axis).__name__} against {type(part).__name__}."
+            )
+        rows = zip(above.keys, above.children, below.children, strict=True)
+        pending.extend(reversed([((*path, key), a, b) for key, a, b in rows]))
+    return tuple(axes)
+
+
+def argument_axes(args: Any, in_axes: Any) -> Any:
+    """`args_in_axes` as a prefix of the tuple of arguments."""
+    if not isinstance(args, tuple) and not isinstance(in_axes, tuple):
+        return (in_axes,)
+    return in_axes
+
+
+def keyword_axes(kwargs: Mapping[str, Any], in_axes: Any) -> Any:
+    """`kwargs_in_axes` as a prefix of the keyword arguments; names left out share."""
+    if not isinstance(in_axes, Mapping):
+        return in_axes
+    unknown = [name for name in in_axes if name not in kwargs]
+    if unknown:
+        raise ValueError(
+            f"`kwargs_in_axes` names {unknown}, but `kwargs` has only {list(kwargs)}."
+        )
+    return {name: in_axes.get(name) for name in kwargs}
+
+
+def check_lengths(tree: Any, axes: Axes, size: int, name: str) -> None:
+    """Raises unless every mapped leaf is an array with `size` lanes on its axis."""
+    leaves, structure = jtu.tree_flatten(tree)
+    for index, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
+        if axis is None:
+            continue
+        shape = leaf.shape if eqx.is_array(leaf) else ()
+        in_range = -len(shape) <= axis < len(shape)
+        if in_range and shape[axis] == size:
+            continue
+        path = leaf_paths(structure)[index]
+        where = f"`{name}` maps {place(path)} along axis {axis}"
+        if not eqx.is_array(leaf):
+            raise ValueError(
+                f"{where}, but it is no array: {leaf!r} of type {type(leaf).__name__}. "
+                "Use `None` there, or `eqx.if_array(0)` to map the arrays only."
+            )
+        found = f"has {shape[axis]} there" if in_range else "has no such axis"
+        raise ValueError(
+            f"{where}, which must be `axis_size` = {size} long, but it {found}: its "
+            f"shape is {shape}. Map it along its lane axis, or use `None` to share it."
+        )
+
+
+def _is_rule(axis: Any) -> bool:
+    # As in `eqx.filter_vmap`, a function speaks for every leaf below it; a module in a
+    # tree of axes is a part of that tree, even if it can be called.
+    return callable(axis) and not isinstance(axis, eqx.Module)
+
+
+def _checked(axis: Any, name: str, path: Path) -> int | None:
+    if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
+        return axis
+    raise TypeError(
+        f"`{name}` must hold `None`, integers and functions of a leaf, as in "
+        f"`eqx.filter_vmap`, but has {axis!r} at {place(path)}."
+    )

@@ -1,0 +1,113 @@
+"""Checks of the arguments of collective calls, made before anything else is done."""
+
+from collections.abc import Mapping
+from typing import Any, get_args, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._kind import Lanes
+from .filters import to_predicate
+
+
+IfNotExist: TypeAlias = Literal["raise", "pass", "none", "warn"]
+
+
+def check_function(fn_name: Any) -> None:
+    """Raises unless this names or is something to call on nodes."""
+    if not isinstance(fn_name, str) and not callable(fn_name):
+        raise TypeError(
+            "`fn_name` must be the name of a method or a callable `(node, *args, "
+            f"**kwargs) -> node`, but got {_show(fn_name)}."
+        )
+
+
+def check_kwargs(kwargs: Any) -> dict[str, Any]:
+    """The keyword arguments as a dictionary."""
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"`kwargs` must be a mapping or `None`, but got {_show(kwargs)}."
+        )
+    names = [name for name in kwargs if not isinstance(name, str)]
+    if names:
+        raise TypeError(f"`kwargs` must have `str` keys, but has {names}.")
+    return dict(kwargs)
+
+
+def check_mode(fn_if_not_exist: Any) -> None:
+    """Raises unless this is one of the four modes."""
+    modes = get_args(IfNotExist)
+    if not isinstance(fn_if_not_exist, str) or fn_if_not_exist not in modes:
+        raise ValueError(
+            f"`fn_if_not_exist` must be one of {', '.join(map(repr, modes))}, but got "
+            f"{fn_if_not_exist!r}."
+        )
+
+
+def check_filter(filter: Any, name: str) -> None:
+    """Raises unless this is a filter; the error says which parameter it was for."""
+    try:
+        to_predicate(filter)
+    except TypeError as error:
+        error.add_note(f"Given as `{name}`.")
+        raise
+
+
+def check_tag(state_tag: Any) -> None:
+    """Raises unless this is a tag or `None`."""
+    if state_tag is not None and not isinstance(state_tag, str):
+        raise TypeError(
+            f"`state_tag` must be a `str` or `None`, got {_show(state_tag)}."
+        )
+
+
+def check_lanes(
+    axis_size: Any, axis_name: Any, spmd_axis_name: Any, chunk_size: Any
+) -> Lanes:
+    """The lanes that a batched call asks for."""
+    size = _positive(axis_size, "axis_size", "the number of lanes")
+    if chunk_size is not None:
+        if axis_name is not None:
+            raise ValueError(
+                "`chunk_size` and `axis_name` do not go together: lanes of different "
+                "chunks can't meet. Drop one of them."
+            )
+        chunk_size = _positive(chunk_size, "chunk_size", "lanes at a time")
+    return Lanes(size, axis_name, spmd_axis_name, chunk_size)
+
+
+def check_where(where: Any, size: int) -> jax.Array | None:
+    """The mask of lanes, shape `(size,)`."""
+    if where is None:
+        return None
+    expected = f"`where` must be a boolean array of shape ({size},), one entry a lane"
+    if not eqx.is_array(where) and not isinstance(where, list | tuple):
+        raise TypeError(f"{expected}, but got {_show(where)}.")
+    mask = jnp.asarray(where)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"{expected}, but its dtype is {mask.dtype}.")
+    if mask.shape != (size,):
+        raise ValueError(f"{expected}, but its shape is {mask.shape}.")
+    return mask
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raises unless this is `True` or `False`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be `True` or `False`, but got {_show(value)}.")
+
+
+def _positive(value: Any, name: str, meaning: str) -> int:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value <= 0:
+        got = "it is missing" if value is None else f"got {_show(value)}"
+        raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
+    return int(value)
+
+
+def _show(x: Any) -> str:
+    return f"{x!r} of type {type(x).__name__}"

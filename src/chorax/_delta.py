@@ -1,0 +1,312 @@
+"""State deltas: exactly what a call wrote, as a value of its own."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax.tree_util as jtu
+
+from ._paths import dotted, first_difference, leaf_paths, Path, place
+from ._table import html_table, text_table
+from .filters import Filter, to_predicate
+
+
+T = TypeVar("T")
+
+
+class StateDelta(eqx.Module, Generic[T]):
+    """What a collective call wrote: a PyTree whose leaves are the written values.
+
+    `vmap_call_all_fns` and its relatives return one beside the model; `diff` makes one
+    from two models, and `apply_delta` puts one into a model. Two deltas of calls made
+    one after the other combine with `earlier | later`: the later value wins, and tags
+    add up. It prints as a table.
+
+    ```python
+    >>> import chorax
+    >>> import equinox as eqx
+    >>> import jax.numpy as jnp
+    >>> class Neuron(eqx.Module):
+    ...     w: float
+    ...     v: jnp.ndarray | None = None
+    ...     def init_state(self):
+    ...         return chorax.replace(self, v=jnp.zeros(3))
+    >>> net, delta = chorax.vmap_init_all_states([Neuron(0.5)], axis_size=8)
+    >>> delta.paths, delta.axis_size
+    (('0.v',), 8)
+    >>> delta.in_axes[0].v, delta.filter_spec[0].w
+    (0, False)
+
+    ```
+    """
+
+    values: T
+    axis_size: int | None = eqx.field(static=True)
+    _before: jtu.PyTreeDef = eqx.field(static=True)
+    _after: jtu.PyTreeDef = eqx.field(static=True)
+    # One entry for each leaf of the returned model.
+    _written: tuple[bool, ...] = eqx.field(static=True)
+    _axes: tuple[int | None, ...] = eqx.field(static=True)
+    _tags: tuple[frozenset[str], ...] = eqx.field(static=True)
+
+    @property
+    def in_axes(self) -> T:
+        """The returned model with the lane axis of each leaf: `0` where this call wrote
+        it, what it was where it was mapped before, `None` for shared leaves. Fits
+        `in_axes` and `out_axes` of `eqx.filter_vmap`."""
+        return jtu.tree_unflatten(self._after, self._axes)
+
+    @property
+    def filter_spec(self) -> T:
+        """The returned model with `True` for each written leaf, `False` elsewhere. Fits
+        `eqx.partition` and `eqx.filter`."""
+        return jtu.tree_unflatten(self._after, self._written)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dotted paths of the written leaves, in the order of traversal."""
+        return tuple(dotted(path) for path, _, _ in self._rows())
+
+    @property
+    def tags(self) -> dict[str, frozenset[str]]:
+        """The tags of each written leaf, by dotted path."""
+        return {dotted(path): tags for path, _, tags in self._rows()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The written values by dotted path: a state dict, which
+        `assign_state_values` takes.
+
+        **Raises:** `ValueError` if two leaves have the same dotted path.
+        """
+        state: dict[str, Any] = {}
+        for path, value, _ in self._rows():
+            name = dotted(path)
+            if name in state:
+                raise ValueError(
+                    f"Two written leaves have the dotted path `{name}`, one of them at "
+                    f"{path}: rename the dictionary key that has a dot in it."
+                )
+            state[name] = value
+        return state
+
+    def select(self, filter: Filter) -> "StateDelta[T]":
+        """The part of this delta that a filter keeps.
+
+        **Arguments:**
+
+        - `filter`: any filter, see `chorax.filters`; it is asked about each written
+            leaf, and a `str` is a tag.
+
+        **Returns:**
+
+        A delta of the kept leaves. A leaf that is not kept and was not there before is
+        `None` in the models it is applied to.
+
+        **Raises:** `TypeError` for anything that is not a filter.
+        """
+        keeps = to_predicate(filter)
+        known = frozenset(leaf_paths(self._before))
+        written: list[bool] = []
+        skeleton: list[Any] = []
+        for path, value, was_written, tags in self._leaves():
+            kept = was_written and keeps(path, value, tags)
+            written.append(kept)
+            stays = kept or not was_written or path in known
+            skeleton.append(_Leaf(len(skeleton)) if stays else None)
+        left, after = jtu.tree_flatten(jtu.tree_unflatten(self._after, skeleton))
+        rows = self._leaves()
+        picked = [leaf.index for leaf in left]
+        return make_delta(
+            self._before,
+            after,
+            [rows[i][1] if written[i] else None for i in picked],
+            [written[i] for i in picked],
+            [self._axes[i] for i in picked],
+            [self._tags[i] if written[i] else frozenset() for i in picked],
+            self.axis_size,
+        )
+
+    def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
+        if not isinstance(later, StateDelta):
+            return NotImplemented
+        if self._after not in (later._before, later._after):
+            raise ValueError(
+                "These deltas do not follow one another: "
+                + _mismatch(self._after, later._before, "earlier", "later")
+            )
+        sizes = {self.axis_size, later.axis_size} - {None}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"These deltas have {self.axis_size} and {later.axis_size} lanes."
+            )
+        earlier = {path: row for path, *row in self._leaves()}
+        axes = dict(zip(earlier, self._axes, strict=True))
+        values: list[Any] = []
+        written: list[bool] = []
+        new_axes: list[int | None] = []
+        tags: list[frozenset[str]] = []
+        rows = later._leaves()
+        for (path, value, is_new, own), axis in zip(rows, later._axes, strict=True):
+            old_value, was_written, old_tags = earlier.get(
+                path, (None, False, frozenset[str]())
+            )
+            values.append(value if is_new else old_value)
+            written.append(is_new or was_written)
+            known = axis is not None or is_new
+            new_axes.append(axis if known else axes.get(path))
+            tags.append(own | old_tags)
+        size = self.axis_size if later.axis_size is None else later.axis_size
+        return make_delta(
+            self._before, later._after, values, written, new_axes, tags, size
+        )
+
+    def __repr__(self) -> str:
+        return text_table(self._summary(), self._table())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._summary(), self._table())
+
+    def _leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
+        """Path, value, whether it was written, and tags of each leaf of the model."""
+        # A delta may have been mapped over or filtered; a leaf's place then holds
+        # whatever came of it.
+        values = self._after.flatten_up_to(self.values)
+        paths = leaf_paths(self._after)
+        return list(zip(paths, values, self._written, self._tags, strict=True))
+
+    def _rows(self) -> list[tuple[Path, Any, frozenset[str]]]:
+        rows = self._leaves()
+        return [(path, x, tags) for path, x, is_written, tags in rows if is_written]
+
+    def _summary(self) -> str:
+        count = len(self._rows())
+        lanes = "no lanes" if self.axis_size is None else f"{self.axis_size} lanes"
+        return (
+            f"StateDelta: {count} written {'leaf' if count == 1 else 'leaves'}, {lanes}"
+        )
+
+    def _table(self) -> list[tuple[str, Any, int | None, frozenset[str]]]:
+        rows = zip(self._leaves(), self._axes, strict=True)
+        return [
+            (dotted(path) or "()", value, axis, tags)
+            for (path, value, is_written, tags), axis in rows
+            if is_written
+        ]
+
+
+def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
+    """Puts the written values of a delta into a model.
+
+    **Arguments:**
+
+    - `model`: a model of the structure that the delta was made from, or of the one that
+        it made; its values do not matter.
+    - `delta`: what `vmap_call_all_fns` and its relatives return, or `diff`.
+
+    **Returns:**
+
+    A new model of the structure that the delta made. Leaves that were not written are
+    those of `model`, the same objects.
+
+    **Raises:** `ValueError` for a model of another structure, naming the first path
+    that differs; `TypeError` if `delta` is no `StateDelta`.
+
+    ```python
+    >>> import chorax
+    >>> import jax
+    >>> import equinox as eqx
+    >>> linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    >>> other, delta = chorax.call_all_fns(
+    ...     linear, chorax.reset_parameters, key=jax.random.key(1))
+    >>> bool((chorax.apply_delta(linear, delta).weight == other.weight).all())
+    True
+
+    ```
+    """
+    if not isinstance(delta, StateDelta):
+        raise TypeError(
+            f"`apply_delta` takes a `StateDelta`, but got a {type(delta).__name__}."
+        )
+    leaves, structure = jtu.tree_flatten(model)
+    rows = delta._leaves()
+    if structure == delta._after:
+        old = leaves
+    elif structure == delta._before:
+        by_path = dict(zip(leaf_paths(structure), leaves, strict=True))
+        old = [by_path.get(path) for path, _, _, _ in rows]
+    else:
+        raise ValueError(
+            "This model has another structure than the delta was made from: "
+            + _mismatch(structure, delta._before, "the model", "the delta")
+        )
+    new = [x if written else y for (_, x, written, _), y in zip(rows, old, strict=True)]
+    return jtu.tree_unflatten(delta._after, new)
+
+
+def diff(old: Any, new: T) -> "StateDelta[T]":
+    """The delta from one model to another.
+
+    **Arguments:**
+
+    - `old`, `new`: two PyTrees. A leaf of `new` was written if it is not the very
+        object that `old` has at the same path.
+
+    **Returns:**
+
+    A `StateDelta` without lanes, so that `apply_delta(old, diff(old, new))` is `new`.
+
+    ```python
+    >>> import chorax
+    >>> chorax.diff({"a": 1, "b": 2}, {"a": 1, "b": 3}).to_dict()
+    {'b': 3}
+
+    ```
+    """
+    old_leaves, before = jtu.tree_flatten(old)
+    leaves, after = jtu.tree_flatten(new)
+    by_path = dict(zip(leaf_paths(before), old_leaves, strict=True))
+    missing = object()
+    paths = leaf_paths(after)
+    pairs = zip(paths, leaves, strict=True)
+    written = [x is not by_path.get(path, missing) for path, x in pairs]
+    count = len(leaves)
+    values = [x if w else None for x, w in zip(leaves, written, strict=True)]
+    none, untagged = [None] * count, [frozenset[str]()] * count
+    return make_delta(before, after, values, written, none, untagged, None)
+
+
+def make_delta(
+    before: jtu.PyTreeDef,
+    after: jtu.PyTreeDef,
+    values: Sequence[Any],
+    written: Sequence[bool],
+    axes: Sequence[int | None],
+    tags: Sequence[frozenset[str]],
+    axis_size: int | None,
+) -> StateDelta[Any]:
+    """A delta from its parts; all but the structures have an entry for each leaf of
+    `after`, and `values` has `None` where nothing was written."""
+    tree = jtu.tree_unflatten(after, values)
+    rest = tuple(written), tuple(axes), tuple(tags)
+    return StateDelta(tree, axis_size, before, after, *rest)
+
+
+def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
+    """The tags of a delta's leaves, by path."""
+    return {path: tags for path, _, _, tags in delta._leaves() if tags}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    index: int
+
+
+def _mismatch(
+    got: jtu.PyTreeDef, expected: jtu.PyTreeDef, got_name: str, expected_name: str
+) -> str:
+    found = first_difference(got, expected)
+    if found is None:
+        return "they differ in a part that has no path."
+    path, a, b = found
+    return f"at {place(path)}, {got_name}: {a}; {expected_name}: {b}."

@@ -1,0 +1,257 @@
+"""From values to results: the leaves of the new model, and what to say of them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._axes import Axes
+from ._delta import make_delta, StateDelta
+from ._kind import ArraySpec, StaticSpec
+from ._nodes import Walked
+from ._paths import first_difference, leaf_paths, Path, place
+from ._plan import Excludes, Plan
+from ._request import Request
+from ._run import Values
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+    """A leaf of the result: which value stands there.
+
+    `original` is the index of the leaf of the target at the same path, if there was
+    one. `has_lanes` is whether a written leaf gets a lane axis.
+    """
+
+    path: Path
+    name: int
+    original: int | None
+    written: bool
+    has_lanes: bool
+
+
+def place_leaves(
+    plan: Plan, walked: Walked, request: Request, excludes: Excludes | None
+) -> tuple[Placed, ...]:
+    """Says of each leaf of the result where it comes from; errors where it can't be."""
+    paths = walked.leaf_paths
+    if plan.structure != walked.structure:
+        paths = leaf_paths(plan.structure)
+    originals = {path: index for index, path in enumerate(walked.leaf_paths)}
+    placed: list[Placed] = []
+    for path, name in zip(paths, plan.result, strict=True):
+        original = originals.get(path)
+        written = original is None or not _same(plan, original, name)
+        has_lanes = written and request.lanes is not None
+        has_lanes = has_lanes and isinstance(plan.specs[name], ArraySpec)
+        placed.append(Placed(path, name, original, written, has_lanes))
+    if excludes is not None:
+        placed = _exclude(placed, plan, excludes)
+    if request.where is not None:
+        _check_kept(placed, plan, walked)
+    return tuple(placed)
+
+
+def _same(plan: Plan, original: int, name: int) -> bool:
+    if original == name:
+        return True
+    old, new = plan.specs[original], plan.specs[name]
+    both = isinstance(old, StaticSpec) and isinstance(new, StaticSpec)
+    return both and old.value is new.value
+
+
+def _exclude(placed: list[Placed], plan: Plan, excludes: Excludes) -> list[Placed]:
+    written = [leaf for leaf in placed if leaf.has_lanes]
+    excluded = excludes([(leaf.path, plan.specs[leaf.name]) for leaf in written])
+    without = {
+        leaf.path for leaf, is_out in zip(written, excluded, strict=True) if is_out
+    }
+    for leaf in written:
+        spec = plan.specs[leaf.name]
+        if (
+            leaf.path in without
+            and isinstance(spec, ArraySpec)
+            and spec.axis is not None
+        ):
+            raise ValueError(
+                f"{place(leaf.path)} is excluded by `state_to_exclude`, so it is "
+                "written once for all lanes, but its value differs from lane to lane: "
+                "it depends on a key, a leaf or an argument that has one entry a lane. "
+                "Do not exclude it, or make it the same in all lanes (with `axis_name` "
+                "a method can take `jax.lax.pmean` over them)."
+            )
+    return [
+        dataclasses.replace(leaf, has_lanes=False) if leaf.path in without else leaf
+        for leaf in placed
+    ]
+
+
+def _check_kept(placed: Sequence[Placed], plan: Plan, walked: Walked) -> None:
+    """Raises unless every written leaf has something that other lanes can keep."""
+    reason = "Under `where`, lanes where it is false keep what they had, but"
+    for leaf in placed:
+        if not leaf.written:
+            continue
+        new = plan.specs[leaf.name]
+        if leaf.original is None:
+            problem = "there was no value before"
+        elif not isinstance(new, ArraySpec):
+            problem = "what was written is no array, and is the same for all lanes"
+        elif not leaf.has_lanes:
+            problem = "`state_to_exclude` makes it the same for all lanes"
+        else:
+            problem = _unlike(plan.specs[leaf.original], new)
+        if problem:
+            raise ValueError(
+                f"{reason} {place(leaf.path)} has nothing to keep: {problem}. Call "
+                "once without `where` first, or let the method keep shape and dtype."
+            )
+    found = first_difference(walked.structure, plan.structure)
+    if found is not None:
+        path, old, new = found
+        raise ValueError(
+            f"{reason} the call changed the structure at {place(path)}, which is the "
+            f"same for all lanes: it was {old}, it is {new}. Call without `where`."
+        )
+
+
+def _unlike(old: Any, new: ArraySpec) -> str | None:
+    if not isinstance(old, ArraySpec):
+        return f"there was no array before, but {old.value!r}"
+    before, after = old.struct, new.struct
+    if (before.shape, before.dtype) == (after.shape, after.dtype):
+        return None
+    return (
+        f"a lane had {before.dtype}{list(before.shape)} there, and "
+        f"{after.dtype}{list(after.shape)} was written"
+    )
+
+
+class Finish:
+    """Turns values into the leaves of the result."""
+
+    def __init__(
+        self, plan: Plan, values: Values, walked: Walked, axes: Axes, request: Request
+    ) -> None:
+        self._plan = plan
+        self._values = values
+        self._walked = walked
+        self._axes = axes
+        self._size = request.size
+        self._where = request.where
+
+    def leaf(self, leaf: Placed) -> Any:
+        """What stands in the returned model."""
+        if not leaf.written and leaf.original is not None:
+            return self._walked.leaves[leaf.original]
+        if not leaf.has_lanes:
+            return self._value(leaf.name)
+        new = self.with_lanes(leaf.name)
+        if self._where is None or leaf.original is None:
+            return new
+        old = self._walked.leaves[leaf.original]
+        return _choose(self._where, new, old, self._axes[leaf.original])
+
+    def with_lanes(self, name: int) -> Any:
+        """A value with its lane axis first, if it is an array and there are lanes."""
+        spec, value = self._plan.specs[name], self._value(name)
+        if self._size is None or not isinstance(spec, ArraySpec):
+            return value
+        if spec.axis is None:
+            return jnp.broadcast_to(value, (self._size, *spec.struct.shape))
+        return value if spec.axis == 0 else jnp.moveaxis(value, spec.axis, 0)
+
+    def _value(self, name: int) -> Any:
+        spec = self._plan.specs[name]
+        return spec.value if isinstance(spec, StaticSpec) else self._values[name]
+
+
+@jax.jit
+def _choose_first(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    mask = jnp.expand_dims(where, tuple(range(1, new.ndim)))
+    return jnp.where(mask, new, old)
+
+
+def _choose(where: jax.Array, new: Any, old: Any, axis: int | None) -> jax.Array:
+    if axis is None:
+        old = jnp.expand_dims(old, 0)
+    elif axis != 0:
+        old = jnp.moveaxis(old, axis, 0)
+    return _choose_first(where, new, old)
+
+
+def describe(
+    plan: Plan,
+    placed: Sequence[Placed],
+    leaves: Sequence[Any],
+    axes: Axes,
+    walked: Walked,
+    request: Request,
+) -> StateDelta[Any]:
+    """The delta of a call."""
+    own = frozenset(() if request.state_tag is None else (request.state_tag,))
+    return make_delta(
+        walked.structure,
+        plan.structure,
+        [x if leaf.written else None for x, leaf in zip(leaves, placed, strict=True)],
+        [leaf.written for leaf in placed],
+        [_axis(leaf, axes) for leaf in placed],
+        [own if leaf.written else frozenset() for leaf in placed],
+        request.size,
+    )
+
+
+def _axis(leaf: Placed, axes: Axes) -> int | None:
+    if leaf.written:
+        return 0 if leaf.has_lanes else None
+    return None if leaf.original is None else axes[leaf.original]
+
+
+def writing_warnings(
+    plan: Plan, placed: Sequence[Placed], walked: Walked, label: str
+) -> Iterator[str]:
+    """What to warn of after a call: nothing written, or something shared written."""
+    written = [leaf.path for leaf in placed if leaf.written]
+    remaining = {leaf.path for leaf in placed}
+    written += [path for path in walked.leaf_paths if path not in remaining]
+    if not written and plan.structure == walked.structure:
+        yield (
+            f"`{label}` wrote nothing at all: no called node returned a changed leaf. "
+            "Methods must return the updated node, as `chorax.replace(self, ...)`."
+        )
+    for one, other in _shared(walked):
+        if any(_below(path, one) or _below(path, other) for path in written):
+            yield (
+                f"The same object stands at {place(one)} and at {place(other)}, and "
+                "was written. PyTrees have no sharing: from here on the two part ways. "
+                "To keep them tied, use `eqx.nn.Shared`."
+            )
+
+
+def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
+    """Pairs of paths of one object: modules, and arrays outside of those modules."""
+    pairs: list[tuple[Path, Path]] = []
+    arrays = [
+        (path, leaf)
+        for path, leaf in zip(walked.leaf_paths, walked.leaves, strict=True)
+        if eqx.is_array(leaf)
+    ]
+    # Parents come first, so what is inside of a pair is met after it.
+    first: dict[int, Path] = {}
+    told: set[int] = set()
+    for path, item in (*walked.modules, *arrays):
+        other = first.setdefault(id(item), path)
+        if other is path or id(item) in told:
+            continue
+        if any(_below(other, a) and _below(path, b) for a, b in pairs):
+            continue
+        told.add(id(item))
+        pairs.append((other, path))
+        yield other, path
+
+
+def _below(path: Path, above: Path) -> bool:
+    return path[: len(above)] == above

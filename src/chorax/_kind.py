@@ -1,0 +1,250 @@
+"""Kinds: nodes that a method can't tell apart by anything but their arrays' values.
+
+A kind is traced once, at the level of one lane, and what comes of it says all that the
+rest needs to know: the computation, which inputs it reads, and for each leaf of the
+returned node whether it is a leaf that was there before (the very object), a new array
+or a constant.
+"""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._memo import exact_structure, fingerprint
+from ._paths import Path, place
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """The lanes of a batched call, as `jax.vmap` takes them."""
+
+    size: int
+    axis_name: Hashable = None
+    spmd_axis_name: Any = None
+    chunk_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """An array as one lane sees it, and the axis along which the lanes lie."""
+
+    struct: jax.ShapeDtypeStruct
+    axis: int | None
+
+    @property
+    def token(self) -> Hashable:
+        return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StaticSpec:
+    """A leaf that is no array: part of the program, not of its input."""
+
+    value: Any
+
+    @property
+    def token(self) -> Hashable:
+        return fingerprint(self.value)
+
+
+Spec: TypeAlias = ArraySpec | StaticSpec
+
+
+def spec_of(leaf: Any, axis: int | None) -> Spec:
+    """What a trace has to know of a leaf."""
+    if not eqx.is_array(leaf):
+        return StaticSpec(leaf)
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+    except TypeError:
+        return StaticSpec(leaf)  # A NumPy array of strings, say.
+    shape = list(leaf.shape)
+    if axis is not None:
+        del shape[axis]
+    weak = bool(getattr(leaf, "weak_type", False))
+    return ArraySpec(jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak), axis)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """What all nodes of a collective call share.
+
+    `name` is the method's name, or `None` where a function is applied to the nodes; the
+    function is then the first of `arguments`, a structure of `(function, args, kwargs)`.
+    `key` is the key of one lane.
+    """
+
+    label: str
+    name: str | None
+    arguments: jtu.PyTreeDef
+    specs: tuple[Spec, ...]
+    key: jax.ShapeDtypeStruct | None
+    has_aux: bool
+    lanes: Lanes | None
+    # What else decides what a trace comes to, such as the rules of a dispatcher.
+    extra: Hashable = None
+
+    @property
+    def token(self) -> Hashable:
+        # The number of lanes is seen by a method only through a named axis.
+        named = None
+        if self.lanes is not None and self.lanes.axis_name is not None:
+            named = (self.lanes.axis_name, self.lanes.size)
+        specs = tuple(spec.token for spec in self.specs)
+        structure = exact_structure(self.arguments)
+        return self.name, structure, specs, self.key, self.has_aux, named, self.extra
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
+    """A node without the values of its arrays, and the method called on it."""
+
+    structure: jtu.PyTreeDef
+    specs: tuple[Spec, ...]
+    definition: Any
+    gets_key: bool
+
+    @property
+    def token(self) -> Hashable:
+        specs = tuple(spec.token for spec in self.specs)
+        structure = exact_structure(self.structure)
+        return structure, specs, fingerprint(self.definition), self.gets_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A leaf of the result that is the node's leaf at this index, the very object."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class New:
+    """A leaf of the result that is the output of the computation at this index."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """A leaf of the result that is no array."""
+
+    value: Any
+
+
+Origin: TypeAlias = Kept | New | Constant
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where every leaf of a returned node, and of its `aux`, comes from."""
+
+    structure: jtu.PyTreeDef
+    origins: tuple[Origin, ...]
+    aux_structure: jtu.PyTreeDef
+    aux_origins: tuple[Origin, ...]
+
+
+def call_lane(
+    kind: Kind, call: Call, inputs: Sequence[Any], path: Path
+) -> tuple[list[Any], Outcome]:
+    """Calls the method once, for one node in one lane; returns new arrays and outcome.
+
+    `inputs` are the arrays of the node, those of the arguments, and the key if the
+    method gets one.
+    """
+    arrays = iter(inputs)
+    leaves = [_fill(spec, arrays) for spec in kind.specs]
+    node = jtu.tree_unflatten(kind.structure, leaves)
+    arguments = [_fill(spec, arrays) for spec in call.specs]
+    function, args, kwargs = jtu.tree_unflatten(call.arguments, arguments)
+    if kind.gets_key:
+        kwargs = {**kwargs, "key": next(arrays)}
+    where = f"`{call.label}` of {type(node).__name__} at {place(path)}"
+    try:
+        if call.name is None:
+            result = function(node, *args, **kwargs)
+        else:
+            result = getattr(node, call.name)(*args, **kwargs)
+    except Exception as error:
+        error.add_note(f"Raised by {where}, in a collective call of chorax.")
+        raise
+    aux = None
+    if call.has_aux:
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                f"{where} must return `(node, aux)`, since `has_aux=True`, but returned "
+                f"{_name(result)}."
+            )
+        result, aux = result
+    _check_result(result, node, where, call.has_aux)
+
+    news: list[Any] = []
+    out, structure = jtu.tree_flatten(result)
+    aux_out, aux_structure = jtu.tree_flatten(aux)
+    _check_static(structure, where)
+    places: dict[int, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        places.setdefault(id(leaf), []).append(index)
+
+    def origin(position: int, leaf: Any) -> Origin:
+        found = places.get(id(leaf))
+        if found is not None:
+            return Kept(position if position in found else found[0])
+        if isinstance(spec_of(leaf, None), StaticSpec):
+            return Constant(leaf)
+        news.append(jnp.asarray(leaf))
+        return New(len(news) - 1)
+
+    origins = tuple(origin(i, leaf) for i, leaf in enumerate(out))
+    aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
+    return news, Outcome(structure, origins, aux_structure, aux_origins)
+
+
+def _fill(spec: Spec, arrays: Any) -> Any:
+    if isinstance(spec, ArraySpec):
+        return next(arrays)
+    if type(spec.value) is float and math.isfinite(spec.value):
+        # A copy of its own: a method that returns an equal constant has written it, a
+        # method that returns this object has not, whichever node stands for the kind.
+        return float(repr(spec.value))
+    return spec.value
+
+
+def _check_result(result: Any, node: Any, where: str, has_aux: bool) -> None:
+    expected = f"a {type(node).__name__}"
+    if type(result) is type(node):
+        return
+    cure = "Return the updated node, or `return self` if nothing changes."
+    if isinstance(result, tuple) and not has_aux and len(result) == 2:
+        cure = f"{cure} To return `(node, aux)`, pass `has_aux=True`."
+    raise TypeError(
+        f"{where} must return {expected}, but returned {_name(result)}. {cure}"
+    )
+
+
+def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
+    pending: list[Any] = [structure]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, jax.core.Tracer):
+            raise TypeError(
+                f"{where} put a traced array into a static field. Static fields are "
+                "part of the program; declare the field without `static=True`."
+            )
+        if isinstance(part, jtu.PyTreeDef):
+            data = part.node_data()
+            if data is not None:
+                pending.extend([data[1], *part.children()])
+        elif isinstance(part, tuple | list):
+            pending.extend(part)
+
+
+def _name(x: Any) -> str:
+    return "`None`" if x is None else f"a {type(x).__name__}"

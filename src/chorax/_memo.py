@@ -1,0 +1,128 @@
+"""What is remembered between calls.
+
+Tracing a kind runs the user's Python, so its outcome is kept for as long as the same
+kind comes again. The memory is bounded, is keyed by values, and keeps no array alive:
+of a function, whose closure may hold arrays, it has only a weak reference, and what was
+traced with a function goes when the function goes.
+"""
+
+import dataclasses
+import functools
+import math
+import weakref
+from collections.abc import Hashable, Mapping, Set as AbstractSet
+from types import FunctionType
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+
+class Cell:
+    """A place for one remembered value."""
+
+    __slots__ = ("__weakref__", "value")
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+
+def recall(key: Hashable) -> Cell:
+    """The cell of a key; a fresh one, that is not kept, where it can't be hashed."""
+    try:
+        return _kept_cell(key)
+    except TypeError:
+        return Cell()
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_cell(key: Any) -> Cell:
+    cell = Cell()
+    pending = [key]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, _WeakFunction):
+            part.cells.add(cell)
+        elif isinstance(part, tuple):
+            pending.extend(part)
+    return cell
+
+
+class _WeakFunction(weakref.ref[FunctionType]):
+    """Equal for the same living function; empties its cells when the function dies."""
+
+    __slots__ = ("cells",)
+
+    def __init__(self, function: FunctionType, callback: Any) -> None:
+        super().__init__(function, callback)
+        self.cells: weakref.WeakSet[Cell] = weakref.WeakSet()
+
+
+def _forget(function: _WeakFunction) -> None:
+    for cell in function.cells:
+        cell.value = None
+
+
+def fingerprint(value: Any) -> Hashable:
+    """A key for a leaf that is no array: equal for values nobody can tell apart.
+
+    Python's own equality is too coarse: `1 == 1.0 == True` and `0.0 == -0.0`.
+    """
+    if isinstance(value, FunctionType):
+        return _WeakFunction(value, _forget)
+    if isinstance(value, float | complex):
+        return type(value), repr(value)
+    return exact_type(value), value
+
+
+def exact_type(value: Any) -> Hashable:
+    """What tells apart values that are equal: their types, all the way down."""
+    kind = type(value)
+    if isinstance(value, float | complex):
+        # `repr` tells zeros of either sign apart.
+        zero = value == 0
+        return kind, repr(value) if zero or not math.isfinite(abs(value)) else None
+    if isinstance(value, list | tuple):
+        return kind, tuple(map(exact_type, value))
+    if isinstance(value, Mapping):
+        rows = value.items()
+        return kind, tuple((exact_type(k), exact_type(v)) for k, v in rows)
+    if isinstance(value, AbstractSet):
+        return kind, frozenset((exact_type(x), x) for x in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | eqx.Module):
+        names = [field.name for field in dataclasses.fields(value)]
+        return kind, tuple(exact_type(getattr(value, name, None)) for name in names)
+    return kind
+
+
+def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
+    """A structure with the types of its static parts, which its own `==` ignores."""
+    types: list[Hashable] = []
+    pending = [structure]
+    while pending:
+        part = pending.pop()
+        data = part.node_data()
+        if data is not None:
+            types.append(exact_type(data[1]))
+            pending.extend(part.children())
+    return structure, tuple(types)
+
+
+def surroundings() -> object:
+    """An object that is the same wherever a trace would come out the same.
+
+    JAX traces depend on more than their arguments: on precision and promotion settings,
+    on the named axes in scope, on the mesh. `jax.jit` knows all of it, and traces anew
+    when any of it changes; so the mark that it made while tracing stands for the lot.
+    """
+    return _mark.trace().out_info.value
+
+
+class _Mark(eqx.Module):
+    value: object = eqx.field(static=True)
+
+
+@jax.jit
+def _mark() -> _Mark:
+    return _Mark(object())

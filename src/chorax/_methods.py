@@ -1,0 +1,111 @@
+"""What is called on a node, and what it asks for."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import equinox as eqx
+
+from ._order import level_of
+from ._paths import Path, place
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The part of a function's signature that decides how it is called.
+
+    `key_position` is where a positional argument would be the key, `None` if it is a
+    keyword only.
+    """
+
+    level: int | None
+    takes_key: bool
+    needs_key: bool
+    key_position: int | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """A node's method: the function that defines it, and whether it gets a key.
+
+    `definition` is what the class holds under the name, so that a class whose method
+    was exchanged is another kind.
+    """
+
+    definition: Any
+    level: int | None
+    gets_key: bool
+
+
+def find_method(
+    node: eqx.Module, path: Path, name: str
+) -> tuple[Any, Signature] | None:
+    """A node's attribute `name` as its class defines it; `None` if there is none."""
+    definition = next(
+        (vars(base)[name] for base in type(node).__mro__ if name in vars(base)), None
+    )
+    if isinstance(definition, FunctionType) and name not in vars(node):
+        return definition, _method_signature(definition)
+    # Wrapped methods, fields that hold a callable, properties, `__getattr__`.
+    try:
+        value = getattr(node, name)
+    except AttributeError:
+        return None
+    if not callable(value):
+        raise TypeError(
+            f"`{name}` of {type(node).__name__} at {place(path)} is not callable, but "
+            f"a {type(value).__name__}. Give the name of a method, or exclude the node."
+        )
+    return definition, read_signature(value, bound=True)
+
+
+def decide_key(
+    signature: Signature,
+    label: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    key_given: bool,
+) -> bool:
+    """Whether a call passes a key on; errors where it is missing or given twice."""
+    position = signature.key_position
+    given = "key" in kwargs or (position is not None and len(args) > position)
+    if key_given and given:
+        raise TypeError(
+            f"`key` is given twice to {label}: by `key=` of the collective call and in "
+            "its own arguments. Keep one: `key=` gives every node and lane a key of "
+            "its own, an argument gives all of them the same."
+        )
+    if signature.needs_key and not key_given and not given:
+        raise ValueError(
+            f"{label} needs a `key`, and none was given: pass `key=jax.random.key(0)` "
+            "to the collective call."
+        )
+    return signature.takes_key and key_given
+
+
+def read_signature(function: Callable[..., Any], bound: bool) -> Signature:
+    """Reads a signature; `bound` if the node is not among the parameters."""
+    level = level_of(function)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return Signature(level, False, False, None)  # Some built-ins have none.
+    parameter = parameters.get("key")
+    if parameter is None or parameter.kind not in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    ):
+        return Signature(level, False, False, None)
+    position = None
+    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        position = list(parameters).index("key") - (not bound)
+    required = parameter.default is inspect.Parameter.empty
+    return Signature(level, True, required, position)
+
+
+@functools.lru_cache(maxsize=1024)
+def _method_signature(definition: FunctionType) -> Signature:
+    return read_signature(definition, bound=False)

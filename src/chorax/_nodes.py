@@ -1,0 +1,105 @@
+"""Which modules of a tree are nodes, and in which order they are called."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax.tree_util as jtu
+
+from ._draft import Ref, Slot
+from ._paths import Path
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """A module to be called: where it stands and what it was at the start.
+
+    `parent` is the index of the nearest node around it, `None` for an outermost one.
+    """
+
+    path: Path
+    module: eqx.Module
+    parent: int | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Walked:
+    """A target taken apart: nodes with children before parents, leaves in order."""
+
+    nodes: tuple[Node, ...]
+    leaves: tuple[Any, ...]
+    leaf_paths: tuple[Path, ...]
+    structure: jtu.PyTreeDef
+    draft: Slot
+    # Every module by its path, nodes and plumbing; parents first.
+    modules: tuple[tuple[Path, eqx.Module], ...]
+
+
+def walk_nodes(target: Any) -> Walked:
+    """Takes a target apart; the walk that everything after it relies on."""
+    modules: list[eqx.Module] = []
+
+    def see(x: Any) -> bool:
+        if isinstance(x, eqx.Module):
+            modules.append(x)
+        return False
+
+    leaves, structure = jtu.tree_flatten(target, is_leaf=see)
+    refs = [Ref(i) for i in range(len(leaves))]
+    draft = Slot(jtu.tree_unflatten(structure, refs), None, None)
+
+    # The draft has the same modules as the target, met in the same order, but `Ref`s
+    # for leaves: the walk can tell leaves from containers by a look at their class.
+    originals = iter(modules)
+    found: list[tuple[Path, eqx.Module]] = []
+    leaf_paths: list[Path] = []
+    for path, slot in draft.walk():
+        if isinstance(slot.value, Ref):
+            leaf_paths.append(path)
+        elif isinstance(slot.value, eqx.Module):
+            found.append((path, next(originals)))
+    return Walked(
+        _children_first([(path, m) for path, m in found if is_node(m)]),
+        tuple(leaves),
+        tuple(leaf_paths),
+        structure,
+        draft,
+        tuple(found),
+    )
+
+
+def is_node(module: eqx.Module) -> bool:
+    """Whether a module is called; Equinox's own plumbing is only walked through."""
+    kind = type(module)
+    return kind.__module__.partition(".")[0] != "equinox" or kind in _layers()
+
+
+@functools.lru_cache(maxsize=1)
+def _layers() -> frozenset[type]:
+    public = (getattr(eqx.nn, name) for name in dir(eqx.nn))
+    layers = (x for x in public if isinstance(x, type) and issubclass(x, eqx.Module))
+    return frozenset(layers) - {eqx.nn.StateIndex}
+
+
+def _children_first(found: list[tuple[Path, eqx.Module]]) -> tuple[Node, ...]:
+    """Turns parents-first into children-first, siblings in the order they had."""
+    nodes: list[Node] = []
+    # Open ancestors, with the positions in `nodes` of those waiting for a parent.
+    around: list[tuple[Path, eqx.Module, list[int]]] = []
+
+    def close() -> None:
+        path, module, children = around.pop()
+        for child in children:
+            nodes[child] = dataclasses.replace(nodes[child], parent=len(nodes))
+        if around:
+            around[-1][2].append(len(nodes))
+        nodes.append(Node(path, module, None))
+
+    for path, module in found:
+        while around and path[: len(around[-1][0])] != around[-1][0]:
+            close()
+        around.append((path, module, []))
+    while around:
+        close()
+    return tuple(nodes)

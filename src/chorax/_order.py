@@ -1,0 +1,75 @@
+"""The order of calls, as a mark on a class's function."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+_LEVELS = 10
+
+
+def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F], F]:
+    """Marks a method to run after the unmarked ones, by level.
+
+    Within one call of `vmap_call_all_fns` or `call_all_fns` all methods without a mark
+    run first, then level 0, then level 1, and so on; within a level children run before
+    parents. The idea is that of `brainstate.nn.call_order`.
+
+    **Arguments:**
+
+    - `level`: an integer in `[0, 10)`; lower levels run earlier.
+    - `check_order_boundary`: `False` admits any integer.
+
+    **Returns:**
+
+    A decorator for methods.
+
+    **Raises:** `TypeError` if `level` is no integer, `ValueError` if it is out of range.
+
+    ```python
+    >>> import equinox as eqx
+    >>> import chorax
+    >>> class Neuron(eqx.Module):
+    ...     v: float = 0.0
+    ...     @chorax.call_order(1)
+    ...     def init_state(self):
+    ...         return chorax.replace(self, v=1.0)
+
+    ```
+    """
+    if not isinstance(level, int) or isinstance(level, bool):
+        raise TypeError(f"`level` must be an integer, but got {level!r}.")
+    if check_order_boundary and not 0 <= level < _LEVELS:
+        raise ValueError(
+            f"`level` must be an integer in [0, {_LEVELS}), but got {level}. Pass "
+            "`check_order_boundary=False` to use any other."
+        )
+
+    def mark(function: F) -> F:
+        marked: Any = function
+        if isinstance(function, eqx.Module):
+            # What `eqx.filter_jit` and its like return is frozen: mark a plain function
+            # around it.
+            wrapped: Any = function
+
+            @functools.wraps(wrapped)
+            def marked(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return wrapped(self, *args, **kwargs)
+
+        marked.call_order = level
+        return marked
+
+    return mark
+
+
+def level_of(function: Any) -> int | None:
+    """The level a function was marked with, seen through wrappers; `None` without."""
+    while function is not None:
+        level = getattr(function, "call_order", None)
+        if isinstance(level, int):
+            return level
+        function = getattr(function, "__wrapped__", None)
+    return None

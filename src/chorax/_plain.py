@@ -1,0 +1,59 @@
+"""Running methods plainly, under `jax.disable_jit()`: real values, for debugging."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ._keys import node_keys
+from ._kind import ArraySpec, Call, call_lane, Kind, Outcome
+from ._paths import Path
+from ._trace import LaneFlags
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainRun:
+    """What a call came to: as a `Trace` tells it, and the new arrays themselves."""
+
+    outcome: Outcome
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    varies: tuple[bool, ...]
+    arrays: tuple[jax.Array, ...]
+
+
+def run_plainly(
+    kind: Kind, call: Call, inputs: Sequence[Any], keys: jax.Array | None, path: Path
+) -> PlainRun:
+    """Calls one node's method, under `jax.vmap` where there are lanes."""
+    lanes = call.lanes
+    flags = LaneFlags()
+    seen: list[tuple[Outcome, tuple[jax.ShapeDtypeStruct, ...]]] = []
+
+    def lane(*parts: Any) -> tuple[Any, ...]:
+        news, outcome = call_lane(kind, call, parts, path)
+        structs = tuple(
+            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in news
+        )
+        seen.append((outcome, structs))
+        return tuple(news) if lanes is None else flags.watch(news)
+
+    values = list(inputs)
+    specs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
+    axes = [spec.axis for spec in specs]
+    if kind.gets_key and keys is not None:
+        values.append(node_keys(keys, (path,), lanes is not None)[0])
+        axes.append(0)
+    if lanes is None:
+        arrays = lane(*values)
+    else:
+        arrays = jax.vmap(
+            lane,
+            in_axes=tuple(axes),
+            out_axes=0,
+            axis_name=lanes.axis_name,
+            axis_size=lanes.size,
+            spmd_axis_name=lanes.spmd_axis_name,
+        )(*values)
+    [(outcome, structs)] = seen
+    return PlainRun(outcome, structs, flags.seen, arrays)

@@ -1,0 +1,115 @@
+"""A collective call's arguments, in the form that planning needs them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from ._axes import argument_axes, Axes, check_lengths, keyword_axes, resolve_axes
+from ._checks import IfNotExist
+from ._delta import StateDelta, tags_by_path
+from ._keys import lane_key_struct
+from ._kind import Call, Lanes, spec_of
+from ._memo import fingerprint
+from ._plan import Excludes
+from .filters import Filter, to_predicate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A collective call's arguments, checked. `lanes` is `None` for an un-batched one."""
+
+    function: str | Callable[..., Any]
+    args: Any
+    kwargs: dict[str, Any]
+    lanes: Lanes | None
+    key: Any
+    node_to_exclude: Filter
+    state_to_exclude: Filter
+    state_tag: str | None
+    if_not_exist: IfNotExist
+    has_aux: bool
+    where: jax.Array | None = None
+    in_axes: Any = None
+    args_in_axes: Any = None
+    kwargs_in_axes: Any = None
+
+    @property
+    def label(self) -> str:
+        """The function's name, for messages."""
+        if isinstance(self.function, str):
+            return self.function
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The positional arguments; what is no tuple is one argument."""
+        return self.args if isinstance(self.args, tuple) else (self.args,)
+
+    @property
+    def size(self) -> int | None:
+        return None if self.lanes is None else self.lanes.size
+
+
+def target_axes(target: Any, request: Request) -> Axes:
+    """The lane axis of every leaf of the target."""
+    if request.lanes is None:
+        return (None,) * len(jtu.tree_leaves(target))
+    in_axes: Any = request.in_axes
+    if isinstance(in_axes, StateDelta):
+        in_axes = in_axes.in_axes
+    axes = resolve_axes(target, in_axes, "in_axes")
+    check_lengths(target, axes, request.lanes.size, "in_axes")
+    return axes
+
+
+def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]]:
+    """What all nodes share, and the arrays among the arguments."""
+    args, kwargs = request.arguments, request.kwargs
+    function = None if isinstance(request.function, str) else request.function
+    tree = (function, args, kwargs)
+    leaves, structure = jtu.tree_flatten(tree)
+    axes: Axes = (None,) * len(leaves)
+    if request.lanes is not None:
+        size = request.lanes.size
+        args_axes = argument_axes(request.args, request.args_in_axes)
+        kwargs_axes = keyword_axes(kwargs, request.kwargs_in_axes)
+        own = resolve_axes(args, args_axes, "args_in_axes")
+        named = resolve_axes(kwargs, kwargs_axes, "kwargs_in_axes")
+        check_lengths(args, own, size, "args_in_axes")
+        check_lengths(kwargs, named, size, "kwargs_in_axes")
+        axes = (None,) * (len(leaves) - len(own) - len(named)) + own + named
+    specs = tuple(spec_of(x, axis) for x, axis in zip(leaves, axes, strict=True))
+    is_batched = request.lanes is not None
+    call = Call(
+        label=request.label,
+        name=request.function if isinstance(request.function, str) else None,
+        arguments=structure,
+        specs=specs,
+        key=None if keys is None else lane_key_struct(keys, is_batched),
+        has_aux=request.has_aux,
+        lanes=request.lanes,
+        extra=_rules(function),
+    )
+    return call, [x for x in leaves if eqx.is_array(x)]
+
+
+def excluded_leaves(request: Request) -> Excludes | None:
+    """Which leaves get no lane axis; `None` if there is nothing to ask."""
+    if request.lanes is None or request.state_to_exclude in (None, False):
+        return None
+    known = request.in_axes
+    tags = tags_by_path(known) if isinstance(known, StateDelta) else {}
+    return Excludes(to_predicate(request.state_to_exclude), tags, request.state_tag)
+
+
+def _rules(function: Any) -> Any:
+    # What a `functools.singledispatch` function does is decided by its rules, to which
+    # anybody may add.
+    registry = getattr(function, "registry", None)
+    if not isinstance(registry, Mapping):
+        return None
+    return tuple((kind, fingerprint(rule)) for kind, rule in registry.items())

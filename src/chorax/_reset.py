@@ -1,0 +1,116 @@
+"""Drawing the parameters of Equinox's layers afresh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+
+from ._replace import replace
+
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+
+@functools.singledispatch
+def reset_parameters(node: M, *, key: jax.Array) -> M:
+    """Draws a layer's parameters afresh, as its constructor would with that key.
+
+    With `vmap_call_all_fns` it makes an ensemble of any model of Equinox's layers. It
+    is a `functools.singledispatch` function: `@reset_parameters.register(MyLayer)` adds
+    a rule for another class. Modules without a rule come back unchanged.
+
+    **Arguments:**
+
+    - `node`: a layer. Leading axes of its parameters, as layers made under
+        `eqx.filter_vmap` have, are kept, each slice with draws of its own.
+    - `key`: a PRNG key.
+
+    **Returns:** the layer with new parameters, the same in shape and dtype.
+
+    **Raises:** `TypeError` if a parameter is no array.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax
+    >>> linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    >>> new = chorax.reset_parameters(linear, key=jax.random.key(1))
+    >>> built = eqx.nn.Linear(2, 3, key=jax.random.key(1))
+    >>> bool((new.weight == built.weight).all() & (new.bias == built.bias).all())
+    True
+
+    ```
+    """
+    del key
+    return node
+
+
+@reset_parameters.register(eqx.nn.Linear)
+def _linear(node: eqx.nn.Linear, *, key: jax.Array) -> eqx.nn.Linear:
+    weight = _parameter(node, "weight")
+    has_bias = node.bias is not None
+    if has_bias:
+        _parameter(node, "bias")
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        new = eqx.nn.Linear(
+            node.in_features, node.out_features, has_bias, weight.dtype, key=key
+        )
+        return new.weight, new.bias
+
+    new_weight, new_bias = _per_slice(draw, key, weight.shape[:-2])
+    return replace(node, weight=new_weight, bias=new_bias)
+
+
+@reset_parameters.register(eqx.nn.MLP)
+def _mlp(node: eqx.nn.MLP, *, key: jax.Array) -> eqx.nn.MLP:
+    # The constructor splits one key over all layers, so it draws them together. Where
+    # somebody has put other layers in, there is no such constructor: they stand alone.
+    if any(type(layer) is not eqx.nn.Linear for layer in node.layers):
+        return node
+    weight = _parameter(node.layers[0], "weight")
+
+    def draw(key: jax.Array) -> tuple[eqx.nn.Linear, ...]:
+        new = eqx.nn.MLP(
+            node.in_size,
+            node.out_size,
+            node.width_size,
+            node.depth,
+            use_bias=node.use_bias,
+            use_final_bias=node.use_final_bias,
+            dtype=weight.dtype,
+            scan=node.scan,
+            key=key,
+        )
+        return new.layers
+
+    drawn = _per_slice(draw, key, weight.shape[:-2])
+    layers = tuple(
+        replace(old, weight=new.weight, bias=None if old.bias is None else new.bias)
+        for old, new in zip(node.layers, drawn, strict=True)
+    )
+    return replace(node, layers=layers)
+
+
+def _per_slice(
+    draw: Callable[[jax.Array], T], key: jax.Array, leading: tuple[int, ...]
+) -> T:
+    """Draws once for each slice along leading axes, with a key of its own."""
+    keys = jax.random.split(key, leading) if leading else key
+    for _ in leading:
+        draw = eqx.filter_vmap(draw)
+    return draw(keys)
+
+
+def _parameter(node: Any, name: str) -> Any:
+    value = getattr(node, name)
+    if not eqx.is_array(value):
+        kind = type(node).__name__
+        raise TypeError(
+            f"`{name}` of {kind} is no array, but a {type(value).__name__}, so its "
+            "parameters can't be drawn as its constructor would. Register a rule, "
+            "`@chorax.reset_parameters.register`, for a class of your own, or exclude "
+            "the layer by `node_to_exclude`."
+        )
+    return value

@@ -1,0 +1,77 @@
+"""Which nodes a collective call is about, and what it calls on them."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ._methods import decide_key, find_method, Method, read_signature
+from ._nodes import Walked
+from ._paths import dotted, place
+from ._request import Request
+from .filters import to_predicate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """The methods to call, by index of node, and what to warn about."""
+
+    methods: Mapping[int, Method]
+    warnings: tuple[str, ...]
+
+
+def select_nodes(walked: Walked, request: Request) -> Selection:
+    """Selects the nodes to call; errors for those that can't be."""
+    if not walked.nodes:
+        raise ValueError(
+            "The target holds no `eqx.Module` to call anything on. Pass a module, or a "
+            "PyTree of modules."
+        )
+    excludes = to_predicate(request.node_to_exclude)
+    has_key = request.key is not None
+    arguments, kwargs = request.arguments, request.kwargs
+    methods: dict[int, Method] = {}
+    warnings: list[str] = []
+    shared = None
+    if not isinstance(request.function, str):
+        signature = read_signature(request.function, bound=False)
+        label = f"`{request.label}`"
+        gets_key = decide_key(signature, label, arguments, kwargs, has_key)
+        shared = Method(None, signature.level, gets_key)
+    for index, node in enumerate(walked.nodes):
+        if excludes(node.path, node.module):
+            continue
+        if shared is not None:
+            methods[index] = shared
+            continue
+        where = f"{type(node.module).__name__} at {place(node.path)}"
+        found = find_method(node.module, node.path, request.label)
+        if found is None:
+            message = f"{where} has no method `{request.label}`"
+            if request.if_not_exist == "raise":
+                raise AttributeError(
+                    f"{message}. Define it, exclude the node by `node_to_exclude`, or "
+                    "pass `fn_if_not_exist='pass'` to skip such nodes."
+                )
+            if request.if_not_exist == "warn":
+                warnings.append(f"{message}; it is skipped.")
+            continue
+        definition, signature = found
+        label = f"`{request.label}` of {where}"
+        gets_key = decide_key(signature, label, arguments, kwargs, has_key)
+        methods[index] = Method(definition, signature.level, gets_key)
+    if request.has_aux:
+        _check_names(walked, methods)
+    return Selection(methods, tuple(warnings))
+
+
+def _check_names(walked: Walked, methods: Mapping[int, Method]) -> None:
+    names: dict[str, int] = {}
+    for index in methods:
+        name = dotted(walked.nodes[index].path)
+        if name in names:
+            pair = walked.nodes[names[name]].path, walked.nodes[index].path
+            raise ValueError(
+                f"Two nodes have the dotted path `{name}`, under which `has_aux` would "
+                f"file both: {pair[0]} and {pair[1]}. Rename the dictionary key that "
+                "has a dot in it."
+            )
+        names[name] = index

@@ -1,0 +1,321 @@
+"""Collective calls under their usual names: making and resetting states."""
+
+from collections.abc import Hashable
+from typing import Any, Literal, overload, TypeVar
+
+import jax
+
+from ._call import call_all_fns, vmap_call_all_fns
+from ._checks import IfNotExist
+from ._delta import StateDelta
+from .filters import Filter
+
+
+T = TypeVar("T")
+
+
+@overload
+def init_all_states(
+    target: T,
+    *args: Any,
+    key: jax.Array | None = ...,
+    node_to_exclude: Filter = ...,
+    fn_if_not_exist: IfNotExist = ...,
+    state_tag: str | None = ...,
+    state_to_exclude: Filter = ...,
+    has_aux: Literal[False] = ...,
+    **kwargs: Any,
+) -> tuple[T, StateDelta[T]]: ...
+
+
+@overload
+def init_all_states(
+    target: T, *args: Any, has_aux: Literal[True], **options: Any
+) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
+
+
+def init_all_states(
+    target: T,
+    *args: Any,
+    key: jax.Array | None = None,
+    node_to_exclude: Filter = None,
+    fn_if_not_exist: IfNotExist = "pass",
+    state_tag: str | None = None,
+    state_to_exclude: Filter = None,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Calls `init_state(*args, **kwargs)` on every module that has it.
+
+    As `call_all_fns(target, "init_state", args, kwargs, ...)`, whose keyword options it
+    takes; modules without the method are skipped, unless `fn_if_not_exist` says else.
+
+    **Returns:** the new model and the `StateDelta` of what was written.
+
+    **Raises:** as `vmap_call_all_fns`.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
+    >>> class Neuron(eqx.Module):
+    ...     v: jnp.ndarray | None = None
+    ...     def init_state(self, size):
+    ...         return chorax.replace(self, v=jnp.zeros(size))
+    >>> net, delta = chorax.init_all_states([Neuron(), Neuron()], 3)
+    >>> net[1].v.shape
+    (3,)
+
+    ```
+    """
+    options: dict[str, Any] = {
+        "key": key,
+        "node_to_exclude": node_to_exclude,
+        "fn_if_not_exist": fn_if_not_exist,
+        "state_tag": state_tag,
+        "state_to_exclude": state_to_exclude,
+        "has_aux": has_aux,
+    }
+    return call_all_fns(target, "init_state", args, kwargs, **options)
+
+
+@overload
+def vmap_init_all_states(
+    target: T,
+    *args: Any,
+    axis_size: int | None = ...,
+    key: jax.Array | None = ...,
+    node_to_exclude: Filter = ...,
+    fn_if_not_exist: IfNotExist = ...,
+    state_tag: str | None = ...,
+    state_to_exclude: Filter = ...,
+    where: jax.Array | None = ...,
+    in_axes: Any = ...,
+    args_in_axes: Any = ...,
+    kwargs_in_axes: Any = ...,
+    axis_name: Hashable = ...,
+    spmd_axis_name: Hashable = ...,
+    chunk_size: int | None = ...,
+    has_aux: Literal[False] = ...,
+    **kwargs: Any,
+) -> tuple[T, StateDelta[T]]: ...
+
+
+@overload
+def vmap_init_all_states(
+    target: T, *args: Any, has_aux: Literal[True], **options: Any
+) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
+
+
+def vmap_init_all_states(
+    target: T,
+    *args: Any,
+    axis_size: int | None = None,
+    key: jax.Array | None = None,
+    node_to_exclude: Filter = None,
+    fn_if_not_exist: IfNotExist = "pass",
+    state_tag: str | None = None,
+    state_to_exclude: Filter = None,
+    where: jax.Array | None = None,
+    in_axes: Any = None,
+    args_in_axes: Any = None,
+    kwargs_in_axes: Any = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable = None,
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Calls `init_state(*args, **kwargs)` in every module that has it, in many lanes.
+
+    As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, whose
+    keyword options it takes; modules without the method are skipped, unless
+    `fn_if_not_exist` says else.
+
+    **Returns:** the new model, whose states have a lane axis of size `axis_size` in
+    front, and the `StateDelta` of what was written.
+
+    **Raises:** as `vmap_call_all_fns`.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
+    >>> class Neuron(eqx.Module):
+    ...     v: jnp.ndarray | None = None
+    ...     def init_state(self, size):
+    ...         return chorax.replace(self, v=jnp.zeros(size))
+    >>> net, delta = chorax.vmap_init_all_states([Neuron(), Neuron()], 3, axis_size=8)
+    >>> net[1].v.shape
+    (8, 3)
+
+    ```
+    """
+    options: dict[str, Any] = {
+        "axis_size": axis_size,
+        "key": key,
+        "node_to_exclude": node_to_exclude,
+        "fn_if_not_exist": fn_if_not_exist,
+        "state_tag": state_tag,
+        "state_to_exclude": state_to_exclude,
+        "where": where,
+        "in_axes": in_axes,
+        "args_in_axes": args_in_axes,
+        "kwargs_in_axes": kwargs_in_axes,
+        "axis_name": axis_name,
+        "spmd_axis_name": spmd_axis_name,
+        "chunk_size": chunk_size,
+        "has_aux": has_aux,
+    }
+    return vmap_call_all_fns(target, "init_state", args, kwargs, **options)
+
+
+@overload
+def reset_all_states(
+    target: T,
+    *args: Any,
+    key: jax.Array | None = ...,
+    node_to_exclude: Filter = ...,
+    fn_if_not_exist: IfNotExist = ...,
+    state_tag: str | None = ...,
+    state_to_exclude: Filter = ...,
+    has_aux: Literal[False] = ...,
+    **kwargs: Any,
+) -> tuple[T, StateDelta[T]]: ...
+
+
+@overload
+def reset_all_states(
+    target: T, *args: Any, has_aux: Literal[True], **options: Any
+) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
+
+
+def reset_all_states(
+    target: T,
+    *args: Any,
+    key: jax.Array | None = None,
+    node_to_exclude: Filter = None,
+    fn_if_not_exist: IfNotExist = "pass",
+    state_tag: str | None = None,
+    state_to_exclude: Filter = None,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Calls `reset_state(*args, **kwargs)` on every module that has it.
+
+    As `init_all_states`, for `reset_state`.
+
+    **Returns:** the new model and the `StateDelta` of what was written.
+
+    **Raises:** as `vmap_call_all_fns`.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
+    >>> class Neuron(eqx.Module):
+    ...     v: jnp.ndarray
+    ...     def reset_state(self):
+    ...         return chorax.replace(self, v=jnp.zeros_like(self.v))
+    >>> net, delta = chorax.reset_all_states(Neuron(jnp.ones(2)))
+    >>> net.v.tolist()
+    [0.0, 0.0]
+
+    ```
+    """
+    options: dict[str, Any] = {
+        "key": key,
+        "node_to_exclude": node_to_exclude,
+        "fn_if_not_exist": fn_if_not_exist,
+        "state_tag": state_tag,
+        "state_to_exclude": state_to_exclude,
+        "has_aux": has_aux,
+    }
+    return call_all_fns(target, "reset_state", args, kwargs, **options)
+
+
+@overload
+def vmap_reset_all_states(
+    target: T,
+    *args: Any,
+    axis_size: int | None = ...,
+    key: jax.Array | None = ...,
+    node_to_exclude: Filter = ...,
+    fn_if_not_exist: IfNotExist = ...,
+    state_tag: str | None = ...,
+    state_to_exclude: Filter = ...,
+    where: jax.Array | None = ...,
+    in_axes: Any = ...,
+    args_in_axes: Any = ...,
+    kwargs_in_axes: Any = ...,
+    axis_name: Hashable = ...,
+    spmd_axis_name: Hashable = ...,
+    chunk_size: int | None = ...,
+    has_aux: Literal[False] = ...,
+    **kwargs: Any,
+) -> tuple[T, StateDelta[T]]: ...
+
+
+@overload
+def vmap_reset_all_states(
+    target: T, *args: Any, has_aux: Literal[True], **options: Any
+) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
+
+
+def vmap_reset_all_states(
+    target: T,
+    *args: Any,
+    axis_size: int | None = None,
+    key: jax.Array | None = None,
+    node_to_exclude: Filter = None,
+    fn_if_not_exist: IfNotExist = "pass",
+    state_tag: str | None = None,
+    state_to_exclude: Filter = None,
+    where: jax.Array | None = None,
+    in_axes: Any = None,
+    args_in_axes: Any = None,
+    kwargs_in_axes: Any = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable = None,
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Calls `reset_state(*args, **kwargs)` on every module that has it, in many lanes.
+
+    As `vmap_init_all_states`, for `reset_state`. For a model that has lanes already
+    pass `in_axes`, such as the delta of the call that made them: each lane then resets
+    its own slice. With `where` only the lanes where it is true are reset.
+
+    **Returns:** the new model and the `StateDelta` of what was written.
+
+    **Raises:** as `vmap_call_all_fns`.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
+    >>> class Neuron(eqx.Module):
+    ...     v: jnp.ndarray | None = None
+    ...     def init_state(self):
+    ...         return chorax.replace(self, v=jnp.ones(()))
+    ...     def reset_state(self):
+    ...         return chorax.replace(self, v=self.v * 0)
+    >>> net, delta = chorax.vmap_init_all_states(Neuron(), axis_size=3)
+    >>> done = jnp.array([False, True, False])
+    >>> net, _ = chorax.vmap_reset_all_states(
+    ...     net, axis_size=3, in_axes=delta, where=done)
+    >>> net.v.tolist()
+    [1.0, 0.0, 1.0]
+
+    ```
+    """
+    options: dict[str, Any] = {
+        "axis_size": axis_size,
+        "key": key,
+        "node_to_exclude": node_to_exclude,
+        "fn_if_not_exist": fn_if_not_exist,
+        "state_tag": state_tag,
+        "state_to_exclude": state_to_exclude,
+        "where": where,
+        "in_axes": in_axes,
+        "args_in_axes": args_in_axes,
+        "kwargs_in_axes": kwargs_in_axes,
+        "axis_name": axis_name,
+        "spmd_axis_name": spmd_axis_name,
+        "chunk_size": chunk_size,
+        "has_aux": has_aux,
+    }
+    return vmap_call_all_fns(target, "reset_state", args, kwargs, **options)

@@ -1,0 +1,224 @@
+"""Tracing a kind, and the program that runs it for many nodes and lanes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jec
+import jax.numpy as jnp
+
+# `dce_jaxpr` has no public counterpart. It tells which inputs a computation reads; if it
+# moves, every input can be taken as read, at the cost of stacking leaves in vain.
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from ._kind import ArraySpec, Call, call_lane, Kind, Lanes, Outcome
+from ._memo import recall, surroundings
+from ._paths import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the inputs of one run lie: which are stacked over nodes, and the lane axes.
+
+    `nodes` is the number of nodes that run together, `None` for a node alone. An axis
+    is counted without the node axis, which comes first. An output without lanes is the
+    same in all of them and comes without a lane axis.
+    """
+
+    nodes: int | None
+    stacked: tuple[bool, ...]
+    axes: tuple[int | None, ...]
+    lanes: Lanes | None
+    out_lanes: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """What a kind's method does, found by running its Python once.
+
+    `reads` are the indices of the inputs that the computation reads, `outputs` its new
+    arrays as one lane sees them. `axes` are the lane axes of all inputs.
+    """
+
+    computation: Any
+    reads: tuple[int, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    outcome: Outcome
+    axes: tuple[int | None, ...]
+    lanes: Lanes | None
+    has_effects: bool
+
+    @functools.cached_property
+    def program(self) -> Callable[..., tuple[jax.Array, ...]]:
+        """The compiled computation: `program(layout, *inputs)`."""
+        lane = jec.jaxpr_as_fun(self.computation)
+
+        def run(layout: Layout, *inputs: Any) -> tuple[jax.Array, ...]:
+            return over_nodes(lane, layout, inputs)
+
+        return jax.jit(run, static_argnums=0)
+
+    @functools.cached_property
+    def varies(self) -> tuple[bool, ...]:
+        """For each output, whether it can differ from lane to lane."""
+        assert self.lanes is not None
+        flags = LaneFlags()
+        lane = jec.jaxpr_as_fun(self.computation)
+        axes = tuple(self.axes[i] for i in self.reads)
+        layout = all_lanes(axes, self.lanes, len(self.outputs))
+        jax.eval_shape(
+            lambda *xs: over_lanes(lambda *ys: flags.watch(lane(*ys)), layout, xs),
+            *[
+                _with_lanes(v.aval, axis, self.lanes.size)
+                for v, axis in zip(self.computation.jaxpr.invars, axes, strict=True)
+            ],
+        )
+        return flags.seen
+
+
+def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
+    """The trace of a kind, remembered from an earlier call if there was one."""
+    try:
+        cell = recall((surroundings(), call.token, kind.token))
+    except TypeError:
+        cell = recall([])  # Something static can't be hashed: nothing is remembered.
+    if cell.value is None:
+        trace = _trace(kind, call, path)
+        if any(isinstance(x, jax.core.Tracer) for x in trace.computation.consts):
+            return trace  # It closes over a value of a transformation around us.
+        cell.value = trace
+    return cell.value
+
+
+def _trace(kind: Kind, call: Call, path: Path) -> Trace:
+    outcome: Outcome | None = None
+
+    def lane(*inputs: Any) -> list[Any]:
+        nonlocal outcome
+        news, outcome = call_lane(kind, call, inputs, path)
+        return news
+
+    arrays = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
+    if kind.gets_key and call.key is not None:
+        arrays.append(ArraySpec(call.key, None if call.lanes is None else 0))
+    lanes = call.lanes
+    named = lanes is not None and lanes.axis_name is not None
+    closed = jax.make_jaxpr(
+        lane, axis_env=[(lanes.axis_name, lanes.size)] if lanes and named else None
+    )(*[spec.struct for spec in arrays])
+    assert outcome is not None
+    jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    outputs = [v.aval for v in closed.jaxpr.outvars]
+    return Trace(
+        computation=jec.ClosedJaxpr(jaxpr, closed.consts),
+        reads=tuple(i for i, is_used in enumerate(used) if is_used),
+        outputs=tuple(
+            jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type)
+            for a in outputs
+        ),
+        outcome=outcome,
+        axes=tuple(spec.axis for spec in arrays),
+        lanes=lanes,
+        has_effects=bool(jaxpr.effects),
+    )
+
+
+def over_nodes(
+    lane: Callable[..., Any], layout: Layout, inputs: Sequence[Any]
+) -> tuple[jax.Array, ...]:
+    """Maps a computation over lanes, and then over nodes."""
+
+    def node(*parts: Any) -> tuple[jax.Array, ...]:
+        return over_lanes(lane, layout, parts)
+
+    if layout.nodes is None:
+        return node(*inputs)
+    axes = tuple(0 if stacked else None for stacked in layout.stacked)
+    return jax.vmap(node, axes, 0, axis_size=layout.nodes)(*inputs)
+
+
+def over_lanes(
+    lane: Callable[..., Any], layout: Layout, inputs: Sequence[Any]
+) -> tuple[jax.Array, ...]:
+    """Maps a computation over lanes: all at once, or in chunks one after the other."""
+    lanes = layout.lanes
+    if lanes is None:
+        return tuple(lane(*inputs))
+    if lanes.chunk_size is not None and lanes.chunk_size < lanes.size:
+        return _over_chunks(lane, layout, inputs, lanes, lanes.chunk_size)
+    return jax.vmap(
+        lambda *parts: tuple(lane(*parts)),
+        in_axes=layout.axes,
+        out_axes=tuple(0 if has else None for has in layout.out_lanes),
+        axis_name=lanes.axis_name,
+        axis_size=lanes.size,
+        spmd_axis_name=lanes.spmd_axis_name,
+    )(*inputs)
+
+
+def _over_chunks(
+    lane: Callable[..., Any],
+    layout: Layout,
+    inputs: Sequence[Any],
+    lanes: Lanes,
+    chunk_size: int,
+) -> tuple[jax.Array, ...]:
+    mapped = {
+        i: jnp.moveaxis(x, axis, 0)
+        for i, (x, axis) in enumerate(zip(inputs, layout.axes, strict=True))
+        if axis is not None
+    }
+
+    def one(parts: dict[int, Any]) -> list[Any]:
+        return list(lane(*[parts.get(i, x) for i, x in enumerate(inputs)]))
+
+    def with_lanes(step: tuple[jax.Array, dict[int, Any]]) -> list[Any]:
+        outputs = zip(one(step[1]), layout.out_lanes, strict=True)
+        return [x for x, has in outputs if has]
+
+    # The lane's number is mapped too, so that there is something to map over.
+    steps = (jnp.arange(lanes.size), mapped)
+    batched = iter(jax.lax.map(with_lanes, steps, batch_size=chunk_size))
+    shared = one({i: x[0] for i, x in mapped.items()})
+    outputs = zip(shared, layout.out_lanes, strict=True)
+    return tuple(next(batched) if has else x for x, has in outputs)
+
+
+class LaneFlags:
+    """Watches arrays pass inside `jax.vmap`, and notes which of them are mapped."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[bool, ...] = ()
+
+    def watch(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The arrays, unchanged."""
+        if not arrays:
+            return ()
+        self.seen = (False,) * len(arrays)
+
+        @jax.custom_batching.custom_vmap
+        def pass_on(*xs: Any) -> tuple[Any, ...]:
+            return xs
+
+        @pass_on.def_vmap
+        def _(size: int, mapped: Any, *xs: Any) -> tuple[Any, Any]:
+            del size
+            self.seen = tuple(bool(m) for m in mapped)
+            return xs, tuple(mapped)
+
+        return tuple(pass_on(*arrays))
+
+
+def all_lanes(axes: tuple[int | None, ...], lanes: Lanes, outputs: int) -> Layout:
+    """The layout of one node, all lanes at once."""
+    lanes = dataclasses.replace(lanes, chunk_size=None)
+    return Layout(None, (), axes, lanes, (True,) * outputs)
+
+
+def _with_lanes(aval: Any, axis: int | None, size: int) -> jax.ShapeDtypeStruct:
+    shape = list(aval.shape)
+    if axis is not None:
+        shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, size)
+    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type)

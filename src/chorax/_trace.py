@@ -51,11 +51,11 @@ class Trace:
     has_effects: bool
 
     @functools.cached_property
-    def program(self) -> Callable[..., tuple[jax.Array, ...]]:
+    def program(self) -> Callable[..., tuple[Any, ...]]:
         """The compiled computation: `program(layout, *inputs)`."""
         lane = jec.jaxpr_as_fun(self.computation)
 
-        def run(layout: Layout, *inputs: Any) -> tuple[jax.Array, ...]:
+        def run(layout: Layout, *inputs: Any) -> tuple[Any, ...]:
             return over_nodes(lane, layout, inputs)
 
         return jax.jit(run, static_argnums=0)
@@ -127,10 +127,10 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
 
 def over_nodes(
     lane: Callable[..., Any], layout: Layout, inputs: Sequence[Any]
-) -> tuple[jax.Array, ...]:
+) -> tuple[Any, ...]:
     """Maps a computation over lanes, and then over nodes."""
 
-    def node(*parts: Any) -> tuple[jax.Array, ...]:
+    def node(*parts: Any) -> tuple[Any, ...]:
         return over_lanes(lane, layout, parts)
 
     if layout.nodes is None:
@@ -141,7 +141,7 @@ def over_nodes(
 
 def over_lanes(
     lane: Callable[..., Any], layout: Layout, inputs: Sequence[Any]
-) -> tuple[jax.Array, ...]:
+) -> tuple[Any, ...]:
     """Maps a computation over lanes: all at once, or in chunks one after the other."""
     lanes = layout.lanes
     if lanes is None:
@@ -164,7 +164,7 @@ def _over_chunks(
     inputs: Sequence[Any],
     lanes: Lanes,
     chunk_size: int,
-) -> tuple[jax.Array, ...]:
+) -> tuple[Any, ...]:
     mapped = {
         i: jnp.moveaxis(x, axis, 0)
         for i, (x, axis) in enumerate(zip(inputs, layout.axes, strict=True))

@@ -27,10 +27,8 @@ def call(target, name, args=(), key=None, skip=lambda path, node: False):
     for _, _, _, path in sorted(due):
         node = get(target, path)
         method = getattr(node, name)
-        if key is None:
-            new = method(*args)
-        else:
-            new = method(*args, key=node_key(key, path))
+        kwargs = {} if key is None else {"key": node_key(key, path)}
+        new = method(*args, **kwargs)
         target = put(target, path, new)
     return target
 

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, HealthCheck, settings, strategies as st
+
+import chorax
+import oracle
 from models import (
     Add,
     Constant,
@@ -25,8 +27,6 @@ from models import (
     Rewrite,
     Swap,
 )
-
-import chorax
 
 
 LANES = 3
@@ -125,9 +125,7 @@ def test_lane_law(shape, seed):
     axes = jtu.tree_leaves(delta.in_axes, is_leaf=lambda x: x is None)
     leaves = jtu.tree_leaves(batched, is_leaf=lambda x: x is None)
     for i in range(LANES):
-        lane = [
-            x if a is None else x[i] for x, a in zip(leaves, axes, strict=True)
-        ]
+        lane = [x if a is None else x[i] for x, a in zip(leaves, axes, strict=True)]
         lane = jtu.tree_unflatten(
             jtu.tree_structure(batched, is_leaf=lambda x: x is None), lane
         )

@@ -23,10 +23,8 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
     while pending:
         path, axis, part = pending.pop()
         if axis is None or isinstance(axis, int) or _is_rule(axis):
-            for leaf in jtu.tree_leaves(part):
-                axes.append(
-                    _checked(axis(leaf) if callable(axis) else axis, name, path)
-                )
+            rule = axis if callable(axis) else lambda _, axis=axis: axis
+            axes += [_checked(rule(leaf), name, path) for leaf in jtu.tree_leaves(part)]
             continue
         above, below = open_level(axis), open_level(part)
         if above is None:

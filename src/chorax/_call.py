@@ -1,9 +1,9 @@
 """The public collective calls."""
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Literal, overload, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, overload, SupportsIndex, TypeVar
 
-import jax
+from jax.typing import ArrayLike
 
 from ._checks import (
     check_filter,
@@ -31,21 +31,21 @@ def vmap_call_all_fns(
     fn_name: str | Callable[..., Any],
     args: Any = ...,
     kwargs: Mapping[str, Any] | None = ...,
-    axis_size: int | None = ...,
+    axis_size: SupportsIndex | None = ...,
     node_to_exclude: Filter = ...,
     state_tag: str | None = ...,
     fn_if_not_exist: IfNotExist = ...,
     *,
-    key: jax.Array | None = ...,
+    key: ArrayLike | None = ...,
     state_to_exclude: Filter = ...,
-    where: jax.Array | None = ...,
+    where: ArrayLike | Sequence[bool] | None = ...,
     has_aux: Literal[False] = ...,
     in_axes: Any = ...,
     args_in_axes: Any = ...,
     kwargs_in_axes: Any = ...,
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
-    chunk_size: int | None = ...,
+    chunk_size: SupportsIndex | None = ...,
 ) -> tuple[T, StateDelta[T]]: ...
 
 
@@ -55,44 +55,44 @@ def vmap_call_all_fns(
     fn_name: str | Callable[..., Any],
     args: Any = ...,
     kwargs: Mapping[str, Any] | None = ...,
-    axis_size: int | None = ...,
+    axis_size: SupportsIndex | None = ...,
     node_to_exclude: Filter = ...,
     state_tag: str | None = ...,
     fn_if_not_exist: IfNotExist = ...,
     *,
-    key: jax.Array | None = ...,
+    key: ArrayLike | None = ...,
     state_to_exclude: Filter = ...,
-    where: jax.Array | None = ...,
+    where: ArrayLike | Sequence[bool] | None = ...,
     has_aux: Literal[True],
     in_axes: Any = ...,
     args_in_axes: Any = ...,
     kwargs_in_axes: Any = ...,
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
-    chunk_size: int | None = ...,
+    chunk_size: SupportsIndex | None = ...,
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
 def vmap_call_all_fns(
-    target: T,
-    fn_name: str | Callable[..., Any],
+    target: Any,
+    fn_name: Any,
     args: Any = (),
-    kwargs: Mapping[str, Any] | None = None,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    fn_if_not_exist: IfNotExist = "raise",
+    kwargs: Any = None,
+    axis_size: Any = None,
+    node_to_exclude: Any = None,
+    state_tag: Any = None,
+    fn_if_not_exist: Any = "raise",
     *,
-    key: jax.Array | None = None,
-    state_to_exclude: Filter = None,
-    where: jax.Array | None = None,
-    has_aux: bool = False,
+    key: Any = None,
+    state_to_exclude: Any = None,
+    where: Any = None,
+    has_aux: Any = False,
     in_axes: Any = None,
     args_in_axes: Any = None,
     kwargs_in_axes: Any = None,
-    axis_name: Hashable = None,
-    spmd_axis_name: Hashable = None,
-    chunk_size: int | None = None,
+    axis_name: Any = None,
+    spmd_axis_name: Any = None,
+    chunk_size: Any = None,
 ) -> Any:
     """Calls one method on every module of a model, in many lanes at once.
 
@@ -141,8 +141,8 @@ def vmap_call_all_fns(
 
     **Raises:**
 
-    `ValueError`, `TypeError` or `AttributeError` for bad arguments, before any method is
-    called. What a method raises gets a note with the path of the node.
+    `ValueError`, `TypeError` or `AttributeError` for bad arguments, before any method
+    is called. What a method raises gets a note with the path of the node.
 
     ```python
     >>> import chorax
@@ -159,19 +159,19 @@ def vmap_call_all_fns(
 
     ```
     """
-    check_function(fn_name)
+    function = check_function(fn_name)
     lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size)
     request = Request(
-        function=fn_name,
+        function=function,
         args=args,
         kwargs=check_kwargs(kwargs),
         lanes=lanes,
         key=key,
-        node_to_exclude=node_to_exclude,
-        state_to_exclude=state_to_exclude,
-        state_tag=state_tag,
-        if_not_exist=fn_if_not_exist,
-        has_aux=has_aux,
+        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
+        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
+        state_tag=check_tag(state_tag),
+        if_not_exist=check_mode(fn_if_not_exist),
+        has_aux=check_flag(has_aux, "has_aux"),
         where=check_where(where, lanes.size),
         in_axes=in_axes,
         args_in_axes=args_in_axes,
@@ -189,7 +189,7 @@ def call_all_fns(
     node_to_exclude: Filter = ...,
     fn_if_not_exist: IfNotExist = ...,
     *,
-    key: jax.Array | None = ...,
+    key: ArrayLike | None = ...,
     state_tag: str | None = ...,
     state_to_exclude: Filter = ...,
     has_aux: Literal[False] = ...,
@@ -205,7 +205,7 @@ def call_all_fns(
     node_to_exclude: Filter = ...,
     fn_if_not_exist: IfNotExist = ...,
     *,
-    key: jax.Array | None = ...,
+    key: ArrayLike | None = ...,
     state_tag: str | None = ...,
     state_to_exclude: Filter = ...,
     has_aux: Literal[True],
@@ -213,22 +213,22 @@ def call_all_fns(
 
 
 def call_all_fns(
-    target: T,
-    fn_name: str | Callable[..., Any],
+    target: Any,
+    fn_name: Any,
     args: Any = (),
-    kwargs: Mapping[str, Any] | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: IfNotExist = "raise",
+    kwargs: Any = None,
+    node_to_exclude: Any = None,
+    fn_if_not_exist: Any = "raise",
     *,
-    key: jax.Array | None = None,
-    state_tag: str | None = None,
-    state_to_exclude: Filter = None,
-    has_aux: bool = False,
+    key: Any = None,
+    state_tag: Any = None,
+    state_to_exclude: Any = None,
+    has_aux: Any = False,
 ) -> Any:
     """Calls one method on every module of a model, without lanes.
 
-    What one lane of `vmap_call_all_fns` does, with the same arguments; `key` is one PRNG
-    key, that of the lane.
+    What one lane of `vmap_call_all_fns` does, with the same arguments; `key` is one
+    PRNG key, that of the lane.
 
     **Returns:**
 
@@ -251,27 +251,21 @@ def call_all_fns(
 
     ```
     """
-    check_function(fn_name)
     request = Request(
-        function=fn_name,
+        function=check_function(fn_name),
         args=args,
         kwargs=check_kwargs(kwargs),
         lanes=None,
         key=key,
-        node_to_exclude=node_to_exclude,
-        state_to_exclude=state_to_exclude,
-        state_tag=state_tag,
-        if_not_exist=fn_if_not_exist,
-        has_aux=has_aux,
+        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
+        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
+        state_tag=check_tag(state_tag),
+        if_not_exist=check_mode(fn_if_not_exist),
+        has_aux=check_flag(has_aux, "has_aux"),
     )
     return _run(target, request)
 
 
 def _run(target: Any, request: Request) -> Any:
-    check_mode(request.if_not_exist)
-    check_filter(request.node_to_exclude, "node_to_exclude")
-    check_filter(request.state_to_exclude, "state_to_exclude")
-    check_tag(request.state_tag)
-    check_flag(request.has_aux, "has_aux")
     model, delta, aux = run_collective(target, request)
     return (model, delta, aux) if request.has_aux else (model, delta)

@@ -1,7 +1,7 @@
 """Checks of the arguments of collective calls, made before anything else is done."""
 
-from collections.abc import Mapping
-from typing import Any, get_args, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, cast, get_args, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._kind import Lanes
-from .filters import to_predicate
+from .filters import Predicate, to_predicate
 
 
 IfNotExist: TypeAlias = Literal["raise", "pass", "none", "warn"]
 
 
-def check_function(fn_name: Any) -> None:
-    """Raises unless this names or is something to call on nodes."""
+def check_function(fn_name: Any) -> str | Callable[..., Any]:
+    """What to call on nodes: a method's name, or a function."""
     if not isinstance(fn_name, str) and not callable(fn_name):
         raise TypeError(
             "`fn_name` must be the name of a method or a callable `(node, *args, "
             f"**kwargs) -> node`, but got {_show(fn_name)}."
         )
+    return fn_name
 
 
 def check_kwargs(kwargs: Any) -> dict[str, Any]:
@@ -38,31 +39,33 @@ def check_kwargs(kwargs: Any) -> dict[str, Any]:
     return dict(kwargs)
 
 
-def check_mode(fn_if_not_exist: Any) -> None:
-    """Raises unless this is one of the four modes."""
+def check_mode(fn_if_not_exist: Any) -> IfNotExist:
+    """What to do about nodes without the method."""
     modes = get_args(IfNotExist)
     if not isinstance(fn_if_not_exist, str) or fn_if_not_exist not in modes:
         raise ValueError(
             f"`fn_if_not_exist` must be one of {', '.join(map(repr, modes))}, but got "
             f"{fn_if_not_exist!r}."
         )
+    return cast(IfNotExist, fn_if_not_exist)
 
 
-def check_filter(filter: Any, name: str) -> None:
-    """Raises unless this is a filter; the error says which parameter it was for."""
+def check_filter(filter: Any, name: str) -> Predicate:
+    """A filter as a predicate; the error says which parameter it was for."""
     try:
-        to_predicate(filter)
+        return to_predicate(filter)
     except TypeError as error:
         error.add_note(f"Given as `{name}`.")
         raise
 
 
-def check_tag(state_tag: Any) -> None:
-    """Raises unless this is a tag or `None`."""
+def check_tag(state_tag: Any) -> str | None:
+    """The tag of written leaves."""
     if state_tag is not None and not isinstance(state_tag, str):
         raise TypeError(
-            f"`state_tag` must be a `str` or `None`, got {_show(state_tag)}."
+            f"`state_tag` must be a `str` or `None`, but got {_show(state_tag)}."
         )
+    return state_tag
 
 
 def check_lanes(
@@ -95,10 +98,11 @@ def check_where(where: Any, size: int) -> jax.Array | None:
     return mask
 
 
-def check_flag(value: Any, name: str) -> None:
-    """Raises unless this is `True` or `False`."""
+def check_flag(value: Any, name: str) -> bool:
+    """A `bool`, and nothing that passes for one."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be `True` or `False`, but got {_show(value)}.")
+    return value
 
 
 def _positive(value: Any, name: str, meaning: str) -> int:

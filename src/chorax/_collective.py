@@ -1,7 +1,7 @@
 """The one road that every collective call takes.
 
-Walk the target, select the nodes, plan, run, put the results in place, describe what was
-written. Each step hands one value to the next, and none reaches back.
+Walk the target, select the nodes, plan, run, put the results in place, describe what
+was written. Each step hands one value to the next, and none reaches back.
 """
 
 from typing import Any

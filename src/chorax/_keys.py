@@ -1,9 +1,9 @@
 """Random keys: one a lane, and from it one a node.
 
 A node's key is `fold_in(fold_in(lane_key, high), low)`, where `high` and `low` are the
-first two 32-bit words of the SHA-256 of the node's path. The path alone decides, so that
-no other node, and no order, changes a node's draws; 64 bits keep two paths from sharing
-them by accident.
+first two 32-bit words of the SHA-256 of the node's path. The path alone decides, so
+that no other node, and no order, changes a node's draws; 64 bits keep two paths from
+sharing them by accident.
 """
 
 import functools

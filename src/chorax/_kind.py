@@ -76,8 +76,8 @@ class Call:
     """What all nodes of a collective call share.
 
     `name` is the method's name, or `None` where a function is applied to the nodes; the
-    function is then the first of `arguments`, a structure of `(function, args, kwargs)`.
-    `key` is the key of one lane.
+    function is then the first of `arguments`, a structure of `(function, args,
+    kwargs)`. `key` is the key of one lane.
     """
 
     label: str
@@ -179,8 +179,8 @@ def call_lane(
     if call.has_aux:
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
-                f"{where} must return `(node, aux)`, since `has_aux=True`, but returned "
-                f"{_name(result)}."
+                f"{where} must return `(node, aux)`, since `has_aux=True`, but "
+                f"returned {_name(result)}."
             )
         result, aux = result
     _check_result(result, node, where, call.has_aux)

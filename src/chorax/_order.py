@@ -27,7 +27,7 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     A decorator for methods.
 
-    **Raises:** `TypeError` if `level` is no integer, `ValueError` if it is out of range.
+    **Raises:** `TypeError` if `level` is no integer, `ValueError` if out of range.
 
     ```python
     >>> import equinox as eqx

@@ -21,7 +21,7 @@ from ._nodes import Node, Walked
 from ._paths import leaf_paths, Path, place
 from ._plain import PlainRun, run_plainly
 from ._trace import Trace, trace_kind
-from .filters import to_predicate
+from .filters import Predicate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,9 +94,9 @@ class Excludes:
     """Which written leaves are to be the same for all lanes."""
 
     def __init__(
-        self, filter: Any, tags: Mapping[Path, frozenset[str]], tag: str | None
+        self, keeps: Predicate, tags: Mapping[Path, frozenset[str]], tag: str | None
     ):
-        self._keeps = to_predicate(filter)
+        self._keeps = keeps
         self._tags = tags
         self._own = frozenset(() if tag is None else (tag,))
 
@@ -209,16 +209,14 @@ class _Planner:
         kind = type(node.module).__name__
         if not found or type(value) is not type(node.module):
             author = place(slot.author or ())
-            change = (
-                f"changed its class to {type(value).__name__}"
-                if found
-                else "removed it"
-            )
+            gone = not found or value is None or isinstance(value, Ref)
+            name = type(value).__name__
+            change = "removed it" if gone else f"changed its class to {name}"
             raise ValueError(
                 f"`{self.call.label}` was still to be called on the {kind} at "
                 f"{place(node.path)}, but the earlier call on the node at {author} "
-                f"{change}. Nodes are enumerated once, at the start; exclude the one at "
-                f"{place(node.path)}, or give the calls another `call_order`."
+                f"{change}. Nodes are enumerated once, at the start; exclude the one "
+                f"at {place(node.path)}, or give the calls another `call_order`."
             )
         refs, structure = jtu.tree_flatten(value)
         specs = tuple(self.specs[ref.name] for ref in refs)

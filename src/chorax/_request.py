@@ -15,20 +15,20 @@ from ._keys import lane_key_struct
 from ._kind import Call, Lanes, spec_of
 from ._memo import fingerprint
 from ._plan import Excludes
-from .filters import Filter, to_predicate
+from .filters import Nothing, Predicate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """A collective call's arguments, checked. `lanes` is `None` for an un-batched one."""
+    """A collective call's arguments, checked; `lanes` is `None` without lanes."""
 
     function: str | Callable[..., Any]
     args: Any
     kwargs: dict[str, Any]
     lanes: Lanes | None
     key: Any
-    node_to_exclude: Filter
-    state_to_exclude: Filter
+    node_to_exclude: Predicate
+    state_to_exclude: Predicate
     state_tag: str | None
     if_not_exist: IfNotExist
     has_aux: bool
@@ -99,11 +99,11 @@ def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]
 
 def excluded_leaves(request: Request) -> Excludes | None:
     """Which leaves get no lane axis; `None` if there is nothing to ask."""
-    if request.lanes is None or request.state_to_exclude in (None, False):
+    if request.lanes is None or isinstance(request.state_to_exclude, Nothing):
         return None
     known = request.in_axes
     tags = tags_by_path(known) if isinstance(known, StateDelta) else {}
-    return Excludes(to_predicate(request.state_to_exclude), tags, request.state_tag)
+    return Excludes(request.state_to_exclude, tags, request.state_tag)
 
 
 def _rules(function: Any) -> Any:

@@ -7,7 +7,6 @@ from ._methods import decide_key, find_method, Method, read_signature
 from ._nodes import Walked
 from ._paths import dotted, place
 from ._request import Request
-from .filters import to_predicate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +24,6 @@ def select_nodes(walked: Walked, request: Request) -> Selection:
             "The target holds no `eqx.Module` to call anything on. Pass a module, or a "
             "PyTree of modules."
         )
-    excludes = to_predicate(request.node_to_exclude)
     has_key = request.key is not None
     arguments, kwargs = request.arguments, request.kwargs
     methods: dict[int, Method] = {}
@@ -37,7 +35,7 @@ def select_nodes(walked: Walked, request: Request) -> Selection:
         gets_key = decide_key(signature, label, arguments, kwargs, has_key)
         shared = Method(None, signature.level, gets_key)
     for index, node in enumerate(walked.nodes):
-        if excludes(node.path, node.module):
+        if request.node_to_exclude(node.path, node.module):
             continue
         if shared is not None:
             methods[index] = shared

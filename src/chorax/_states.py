@@ -1,9 +1,9 @@
 """Collective calls under their usual names: making and resetting states."""
 
-from collections.abc import Hashable
-from typing import Any, Literal, overload, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, overload, SupportsIndex, TypeVar
 
-import jax
+from jax.typing import ArrayLike
 
 from ._call import call_all_fns, vmap_call_all_fns
 from ._checks import IfNotExist
@@ -18,7 +18,7 @@ T = TypeVar("T")
 def init_all_states(
     target: T,
     *args: Any,
-    key: jax.Array | None = ...,
+    key: ArrayLike | None = ...,
     node_to_exclude: Filter = ...,
     fn_if_not_exist: IfNotExist = ...,
     state_tag: str | None = ...,
@@ -35,14 +35,14 @@ def init_all_states(
 
 
 def init_all_states(
-    target: T,
+    target: Any,
     *args: Any,
-    key: jax.Array | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: IfNotExist = "pass",
-    state_tag: str | None = None,
-    state_to_exclude: Filter = None,
-    has_aux: bool = False,
+    key: Any = None,
+    node_to_exclude: Any = None,
+    fn_if_not_exist: Any = "pass",
+    state_tag: Any = None,
+    state_to_exclude: Any = None,
+    has_aux: Any = False,
     **kwargs: Any,
 ) -> Any:
     """Calls `init_state(*args, **kwargs)` on every module that has it.
@@ -81,19 +81,19 @@ def init_all_states(
 def vmap_init_all_states(
     target: T,
     *args: Any,
-    axis_size: int | None = ...,
-    key: jax.Array | None = ...,
+    axis_size: SupportsIndex | None = ...,
+    key: ArrayLike | None = ...,
     node_to_exclude: Filter = ...,
     fn_if_not_exist: IfNotExist = ...,
     state_tag: str | None = ...,
     state_to_exclude: Filter = ...,
-    where: jax.Array | None = ...,
+    where: ArrayLike | Sequence[bool] | None = ...,
     in_axes: Any = ...,
     args_in_axes: Any = ...,
     kwargs_in_axes: Any = ...,
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
-    chunk_size: int | None = ...,
+    chunk_size: SupportsIndex | None = ...,
     has_aux: Literal[False] = ...,
     **kwargs: Any,
 ) -> tuple[T, StateDelta[T]]: ...
@@ -106,22 +106,22 @@ def vmap_init_all_states(
 
 
 def vmap_init_all_states(
-    target: T,
+    target: Any,
     *args: Any,
-    axis_size: int | None = None,
-    key: jax.Array | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: IfNotExist = "pass",
-    state_tag: str | None = None,
-    state_to_exclude: Filter = None,
-    where: jax.Array | None = None,
+    axis_size: Any = None,
+    key: Any = None,
+    node_to_exclude: Any = None,
+    fn_if_not_exist: Any = "pass",
+    state_tag: Any = None,
+    state_to_exclude: Any = None,
+    where: Any = None,
     in_axes: Any = None,
     args_in_axes: Any = None,
     kwargs_in_axes: Any = None,
-    axis_name: Hashable = None,
-    spmd_axis_name: Hashable = None,
-    chunk_size: int | None = None,
-    has_aux: bool = False,
+    axis_name: Any = None,
+    spmd_axis_name: Any = None,
+    chunk_size: Any = None,
+    has_aux: Any = False,
     **kwargs: Any,
 ) -> Any:
     """Calls `init_state(*args, **kwargs)` in every module that has it, in many lanes.
@@ -170,7 +170,7 @@ def vmap_init_all_states(
 def reset_all_states(
     target: T,
     *args: Any,
-    key: jax.Array | None = ...,
+    key: ArrayLike | None = ...,
     node_to_exclude: Filter = ...,
     fn_if_not_exist: IfNotExist = ...,
     state_tag: str | None = ...,
@@ -187,14 +187,14 @@ def reset_all_states(
 
 
 def reset_all_states(
-    target: T,
+    target: Any,
     *args: Any,
-    key: jax.Array | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: IfNotExist = "pass",
-    state_tag: str | None = None,
-    state_to_exclude: Filter = None,
-    has_aux: bool = False,
+    key: Any = None,
+    node_to_exclude: Any = None,
+    fn_if_not_exist: Any = "pass",
+    state_tag: Any = None,
+    state_to_exclude: Any = None,
+    has_aux: Any = False,
     **kwargs: Any,
 ) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it.
@@ -232,19 +232,19 @@ def reset_all_states(
 def vmap_reset_all_states(
     target: T,
     *args: Any,
-    axis_size: int | None = ...,
-    key: jax.Array | None = ...,
+    axis_size: SupportsIndex | None = ...,
+    key: ArrayLike | None = ...,
     node_to_exclude: Filter = ...,
     fn_if_not_exist: IfNotExist = ...,
     state_tag: str | None = ...,
     state_to_exclude: Filter = ...,
-    where: jax.Array | None = ...,
+    where: ArrayLike | Sequence[bool] | None = ...,
     in_axes: Any = ...,
     args_in_axes: Any = ...,
     kwargs_in_axes: Any = ...,
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
-    chunk_size: int | None = ...,
+    chunk_size: SupportsIndex | None = ...,
     has_aux: Literal[False] = ...,
     **kwargs: Any,
 ) -> tuple[T, StateDelta[T]]: ...
@@ -257,22 +257,22 @@ def vmap_reset_all_states(
 
 
 def vmap_reset_all_states(
-    target: T,
+    target: Any,
     *args: Any,
-    axis_size: int | None = None,
-    key: jax.Array | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: IfNotExist = "pass",
-    state_tag: str | None = None,
-    state_to_exclude: Filter = None,
-    where: jax.Array | None = None,
+    axis_size: Any = None,
+    key: Any = None,
+    node_to_exclude: Any = None,
+    fn_if_not_exist: Any = "pass",
+    state_tag: Any = None,
+    state_to_exclude: Any = None,
+    where: Any = None,
     in_axes: Any = None,
     args_in_axes: Any = None,
     kwargs_in_axes: Any = None,
-    axis_name: Hashable = None,
-    spmd_axis_name: Hashable = None,
-    chunk_size: int | None = None,
-    has_aux: bool = False,
+    axis_name: Any = None,
+    spmd_axis_name: Any = None,
+    chunk_size: Any = None,
+    has_aux: Any = False,
     **kwargs: Any,
 ) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it, in many lanes.

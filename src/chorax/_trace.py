@@ -9,8 +9,8 @@ import jax
 import jax.extend.core as jec
 import jax.numpy as jnp
 
-# `dce_jaxpr` has no public counterpart. It tells which inputs a computation reads; if it
-# moves, every input can be taken as read, at the cost of stacking leaves in vain.
+# `dce_jaxpr` has no public counterpart. It tells which inputs a computation reads; if
+# it moves, every input can be taken as read, at the cost of stacking leaves in vain.
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from ._kind import ArraySpec, Call, call_lane, Kind, Lanes, Outcome

@@ -1,8 +1,9 @@
 """Warnings that point at the user's line."""
 
-import sys
+import inspect
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 # The packages whose frames may lie between a user's call and the warning.
@@ -11,16 +12,13 @@ _OURS = ("chorax", "beartype", "jaxtyping")
 
 def warn(messages: Iterable[str]) -> None:
     """Warns with each message, as if from the line that called chorax."""
+    # Decorators put frames of their own between: count up to the first foreign one.
+    depth, frame = 1, inspect.currentframe()
+    while frame is not None and _is_ours(frame):
+        depth, frame = depth + 1, frame.f_back
     for message in messages:
-        warnings.warn(message, UserWarning, stacklevel=_depth())
+        warnings.warn(message, UserWarning, stacklevel=depth)
 
 
-def _depth() -> int:
-    depth = 1
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        depth += 1
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
-            break
-    return depth
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _OURS

@@ -19,7 +19,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable
 from types import EllipsisType
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax.tree_util as jtu
 
@@ -27,21 +27,25 @@ from ._paths import Path, place, walk
 
 
 T = TypeVar("T")
-Filter: TypeAlias = (
-    type
-    | str
-    | bool
-    | EllipsisType
-    | Callable[..., typing.Any]
-    | list[typing.Any]
-    | tuple[typing.Any, ...]
-    | None
-)
+if TYPE_CHECKING:
+    Filter: TypeAlias = (
+        type
+        | str
+        | bool
+        | EllipsisType
+        | Callable[..., typing.Any]
+        | list[typing.Any]
+        | tuple[typing.Any, ...]
+        | None
+    )
+else:
+    # What is no filter gets the error of `to_predicate`, whoever checks types.
+    Filter: TypeAlias = typing.Any
 _NO_TAGS: frozenset[str] = frozenset()
 
 
-class _Filter:
-    """A predicate of `(path, x)` that combines with `&`, `|` and `~`.
+class Predicate:
+    """A function of `(path, x)` that combines with `&`, `|` and `~`.
 
     `tags` are those that a delta gave to the leaf `x`.
     """
@@ -68,7 +72,7 @@ class _Filter:
 
 
 @dataclasses.dataclass(frozen=True)
-class OfType(_Filter):
+class OfType(Predicate):
     """Keeps the instances of a type, or of any of a tuple of types.
 
     ```python
@@ -95,7 +99,7 @@ class OfType(_Filter):
 
 
 @dataclasses.dataclass(frozen=True)
-class PathContains(_Filter):
+class PathContains(Predicate):
     """Keeps what stands at or below a key: `key in path`.
 
     ```python
@@ -122,7 +126,7 @@ class PathContains(_Filter):
 
 
 @dataclasses.dataclass(frozen=True)
-class WithTag(_Filter):
+class WithTag(Predicate):
     """Keeps what carries a tag.
 
     A leaf that was written has the tags of its delta (`state_tag`); any object may have
@@ -153,10 +157,10 @@ class WithTag(_Filter):
         return self.tag in tags
 
 
-class _Combined(_Filter):
+class _Combined(Predicate):
     """Filters under one roof; equal where their parts are equal, in order."""
 
-    filters: tuple["_Filter", ...]
+    filters: tuple["Predicate", ...]
 
     def __init__(self, *filters: Filter) -> None:
         self.filters = tuple(to_predicate(part) for part in filters)
@@ -226,7 +230,7 @@ class Not(_Combined):
 
 
 @dataclasses.dataclass(frozen=True)
-class Everything(_Filter):
+class Everything(Predicate):
     """Keeps everything; `True` and `...` mean the same.
 
     ```python
@@ -244,7 +248,7 @@ class Everything(_Filter):
 
 
 @dataclasses.dataclass(frozen=True)
-class Nothing(_Filter):
+class Nothing(Predicate):
     """Keeps nothing; `False` and `None` mean the same.
 
     ```python
@@ -262,7 +266,7 @@ class Nothing(_Filter):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Predicate(_Filter):
+class _Function(Predicate):
     """A user's function of `(x)` or of `(path, x)`."""
 
     function: Callable[..., typing.Any]
@@ -279,7 +283,7 @@ class _Predicate(_Filter):
             raise
 
 
-def to_predicate(filter: Filter) -> _Filter:
+def to_predicate(filter: Filter) -> Predicate:
     """The predicate of `(path, x)` that a filter stands for.
 
     **Arguments:**
@@ -303,7 +307,7 @@ def to_predicate(filter: Filter) -> _Filter:
     ```
     """
     match filter:
-        case _Filter():
+        case Predicate():
             return filter
         case str():
             return WithTag(filter)
@@ -316,7 +320,7 @@ def to_predicate(filter: Filter) -> _Filter:
         case _ if _is_type(filter):
             return OfType(typing.cast(type, filter))
         case _ if callable(filter) and typing.get_origin(filter) is None:
-            return _Predicate(filter, _takes_path(filter))
+            return _Function(filter, _takes_path(filter))
         case _:
             raise TypeError(_message(filter))
 

@@ -63,7 +63,8 @@ CASES = {
     "axis_size missing": (
         lambda: call(axis_size=None),
         ValueError,
-        "`axis_size` must be a positive integer, the number of lanes, but it is missing",
+        "`axis_size` must be a positive integer, the number of lanes, but it is "
+        "missing",
     ),
     "axis_size zero": (
         lambda: call(axis_size=0),

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-import oracle
 import pytest
-from models import Draw, Late, Parent
 
 import chorax
+import oracle
 from chorax import call_all_fns, replace, vmap_call_all_fns
+from models import Draw, Late, Parent
 
 
 @pytest.fixture
@@ -370,6 +370,7 @@ def test_disable_jit_runs_methods_plainly(key):
     net = [Node(jnp.ones(2) + i, jnp.ones(2)) for i in range(3)]
     tree = [net, Late(Parent([Draw(2), jnp.ones(2)]))]
     for lanes in (None, 3):
+
         def run(lanes=lanes):
             options = {"key": key, "fn_if_not_exist": "pass"}
             if lanes is None:

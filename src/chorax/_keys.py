@@ -62,7 +62,7 @@ def node_keys(keys: jax.Array, paths: tuple[Path, ...], lanes: bool) -> jax.Arra
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _derive(keys: jax.Array, words: jax.Array, lanes: bool) -> jax.Array:
+def _derive(keys: jax.Array, words: Any, lanes: bool) -> jax.Array:
     def derive(key: jax.Array, pair: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1])
 

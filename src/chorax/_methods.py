@@ -49,7 +49,7 @@ def find_method(
     )
     if isinstance(definition, FunctionType) and name not in vars(node):
         return definition, _method_signature(definition)
-    # Wrapped methods, fields that hold a callable, properties, `__getattr__`.
+    # Fields that hold a callable, wrapped methods, properties, `__getattr__`.
     try:
         value = getattr(node, name)
     except AttributeError:
@@ -59,6 +59,9 @@ def find_method(
             f"`{name}` of {type(node).__name__} at {place(path)} is not callable, but "
             f"a {type(value).__name__}. Give the name of a method, or exclude the node."
         )
+    if callable(definition) and name not in vars(node):
+        # What binds a wrapped method to its node may hide signature and mark.
+        return definition, read_signature(definition, bound=False)
     return definition, read_signature(value, bound=True)
 
 

@@ -1,0 +1,3 @@
+from . import pytree as pytree
+
+class Device: ...

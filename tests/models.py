@@ -15,7 +15,7 @@ class Draw(eqx.Module):
     """Draws: `None` becomes an array."""
 
     size: int = eqx.field(static=True)
-    x: jax.Array | None = None
+    x: Any = None
 
     def step(self, *, key):
         return replace(self, x=jax.random.normal(key, (self.size,)))
@@ -34,7 +34,7 @@ class Constant(eqx.Module):
 class Add(eqx.Module):
     """Reads and writes its own array, and reads one that it leaves alone."""
 
-    x: jax.Array
+    x: Any
     w: jax.Array
 
     def step(self, *, key):
@@ -64,7 +64,7 @@ class Swap(eqx.Module):
 class Drop(eqx.Module):
     """An array becomes `None`."""
 
-    x: jax.Array | None
+    x: Any
     y: jax.Array
 
     def step(self, *, key=None):
@@ -84,7 +84,7 @@ class Retype(eqx.Module):
 class Pass(eqx.Module):
     """Changes nothing."""
 
-    x: jax.Array
+    x: Any
     f: Callable = jax.nn.relu
 
     def step(self, *, key=None):
@@ -104,7 +104,7 @@ class Parent(eqx.Module):
     """Reads what its children became, and draws."""
 
     children: Any
-    total: jax.Array | None = None
+    total: Any = None
 
     def step(self, *, key):
         leaves = [x for x in jax.tree.leaves(self.children) if eqx.is_inexact_array(x)]
@@ -118,7 +118,7 @@ class Late(eqx.Module):
     """Comes after everything unmarked, and writes below itself."""
 
     child: Any
-    seen: jax.Array | None = None
+    seen: Any = None
 
     @call_order(1)
     def step(self, *, key):
@@ -132,7 +132,7 @@ class Late(eqx.Module):
 class Early(eqx.Module):
     """Marked with the lowest level."""
 
-    x: jax.Array
+    x: Any
     child: Any = None
 
     @call_order(0)
@@ -153,7 +153,7 @@ class Plain(eqx.Module):
     """Has no method of that name."""
 
     child: Any
-    x: jax.Array
+    x: Any
 
 
 class Pair(NamedTuple):

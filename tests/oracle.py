@@ -82,8 +82,9 @@ def parts(tree) -> list[tuple[Any, Any]]:
         ]
     if isinstance(tree, dict):
         return sorted(tree.items())
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return list(tree._asdict().items())
+    names = getattr(tree, "_fields", None)
+    if names is not None:
+        return list(zip(names, tree, strict=True))
     if isinstance(tree, list | tuple):
         return list(enumerate(tree))
     return []

@@ -1,10 +1,10 @@
 """Bad use: what is raised, before any work, and what it says."""
 
 import dataclasses
-import functools
 import re
 import warnings
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -38,7 +38,7 @@ RUNS: list[int] = []
 NET = {"a": [Count(), Plain(Count(), jnp.ones(3))]}
 
 
-def call(target=NET, name="step", **options):
+def call(target=NET, name: Any = "step", **options):
     options.setdefault("fn_if_not_exist", "pass")
     return vmap_call_all_fns(target, name, **{"axis_size": 4, **options})
 
@@ -121,7 +121,7 @@ CASES = {
         "'ignore'",
     ),
     "an unknown mode, un-batched": (
-        lambda: call_all_fns(Count(), "step", fn_if_not_exist=None),
+        lambda: call_all_fns(Count(), "step", fn_if_not_exist=cast(Any, None)),
         ValueError,
         "`fn_if_not_exist` must be one of",
     ),
@@ -344,7 +344,7 @@ RESULTS = {
 @pytest.mark.parametrize("name", sorted(RESULTS))
 def test_methods_must_return_a_node_of_their_class(name, lanes):
     value, has_aux, message = RESULTS[name]
-    run = call_all_fns if lanes is None else functools.partial(call, axis_size=lanes)
+    run: Any = call_all_fns if lanes is None else partial(call, axis_size=lanes)
     with pytest.raises(TypeError, match=re.escape(message)):
         run({"a": Returns(value)}, "step", has_aux=has_aux)
 
@@ -370,7 +370,9 @@ def test_a_missing_method_is_warned_of():
 
 def test_a_bad_mode_is_an_error_even_if_no_method_is_missing():
     with pytest.raises(ValueError, match="fn_if_not_exist"):
-        vmap_call_all_fns(Count(), "step", axis_size=2, fn_if_not_exist="skip")
+        vmap_call_all_fns(
+            Count(), "step", axis_size=2, fn_if_not_exist=cast(Any, "skip")
+        )
 
 
 class Removes(eqx.Module):
@@ -400,7 +402,7 @@ class Last(eqx.Module):
 )
 def test_a_node_that_is_gone_names_both(cls, what, lanes):
     tree = [Count(), Plain({"k": cls(Last())}, jnp.ones(1))]
-    run = call_all_fns if lanes is None else functools.partial(call, axis_size=lanes)
+    run: Any = call_all_fns if lanes is None else partial(call, axis_size=lanes)
     message = (
         "`step` was still to be called on the Last at `1.child.k.child`, but the "
         f"earlier call on the node at `1.child.k` {what}."
@@ -497,7 +499,7 @@ def test_what_is_shared_and_not_written_is_fine():
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("lanes", [None, 2])
 def test_an_exception_keeps_its_type_and_gains_a_note(jit, lanes):
-    run = call_all_fns if lanes is None else functools.partial(call, axis_size=lanes)
+    run: Any = call_all_fns if lanes is None else partial(call, axis_size=lanes)
     run = eqx.filter_jit(run) if jit else run
     tree = {"a": [Count(), Raises()]}
     with pytest.raises(ZeroDivisionError, match="inside") as info:

@@ -18,7 +18,7 @@ from models import Constant, Draw, Drop, Pass, Plain, Retype
 
 
 class Cell(eqx.Module):
-    w: jax.Array
+    w: Any
     v: Any = None
     n: int = eqx.field(static=True, default=0)
 
@@ -66,7 +66,7 @@ def test_axes_and_spec_fit_equinox():
     assert [x.shape for x in jtu.tree_leaves(shared)] == [(3,)] * 2
 
     def total(net):
-        return sum(jnp.sum(cell.v * cell.w) for cell in net)
+        return jnp.stack([jnp.sum(cell.v * cell.w) for cell in net]).sum()
 
     out = eqx.filter_vmap(total, in_axes=(delta.in_axes,))(net)
     np.testing.assert_allclose(out, [total(call_all_fns(cells(), "init")[0])] * 4)
@@ -249,13 +249,13 @@ def test_or_refuses_what_does_not_follow():
     _, first = vmap_call_all_fns(cells(), "init", axis_size=2)
     _, other = vmap_call_all_fns(cells(3), "init", axis_size=2)
     with pytest.raises(ValueError, match="do not follow one another: at `2`"):
-        first | other
+        _ = first | other
     net, _ = vmap_call_all_fns(cells(), "init", axis_size=3)
     _, three = vmap_call_all_fns(net, "both", axis_size=3)
     with pytest.raises(ValueError, match="have 2 and 3 lanes"):
-        first | three
+        _ = first | three
     with pytest.raises(TypeError):
-        first | 3  # pyright: ignore[reportOperatorIssue]
+        _ = first | 3  # pyright: ignore[reportOperatorIssue]
 
 
 def test_to_dict_never_loses_a_leaf():

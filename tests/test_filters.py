@@ -145,7 +145,7 @@ def test_anything_else_is_a_type_error(filter):
         with pytest.raises(TypeError, match="Not a filter: "):
             to_predicate(bad)
         with pytest.raises(TypeError, match="Not a filter: "):
-            Everything() & bad
+            _ = Everything() & bad
 
 
 @pytest.mark.parametrize(
@@ -156,20 +156,27 @@ def test_functions_of_other_arity(function):
         to_predicate(function)
 
 
+def make(cls: Any, value: Any) -> Any:
+    return cls(value)
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("build", "message"),
     [
-        (lambda: OfType(3), "`OfType` takes a type or a tuple of types, but got 3"),
-        (lambda: OfType((int, "a")), "`OfType` takes a type or a tuple of types"),
-        (lambda: OfType(list[int]), "`OfType` takes a type"),
-        (lambda: PathContains(0.5), "`PathContains` takes one key of a path"),
-        (lambda: PathContains(("a",)), "`PathContains` takes one key of a path"),
-        (lambda: WithTag(3), "`WithTag` takes a `str`, but got 3"),
+        (
+            lambda: make(OfType, 3),
+            "`OfType` takes a type or a tuple of types, but got 3",
+        ),
+        (lambda: make(OfType, (int, "a")), "`OfType` takes a type or a tuple of types"),
+        (lambda: make(OfType, list[int]), "`OfType` takes a type"),
+        (lambda: make(PathContains, 0.5), "`PathContains` takes one key of a path"),
+        (lambda: make(PathContains, ("a",)), "`PathContains` takes one key of a path"),
+        (lambda: make(WithTag, 3), "`WithTag` takes a `str`, but got 3"),
     ],
 )
-def test_bad_parts(make, message):
+def test_bad_parts(build, message):
     with pytest.raises(TypeError) as info:
-        make()
+        build()
     text = str(info.value)
     assert message in text or "Type-check error" in text
     assert re.search("type|key|str", text)

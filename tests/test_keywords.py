@@ -1,5 +1,7 @@
 """Every keyword of the collective calls, against what one would write by hand."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,9 @@ from models import Constant, Draw, Plain
 
 
 class Cell(eqx.Module):
-    w: jax.Array
-    v: jax.Array | None = None
-    n: jax.Array | None = None
+    w: Any
+    v: Any = None
+    n: Any = None
 
     def init(self, *, key):
         v = self.w + jax.random.normal(key, self.w.shape)
@@ -86,7 +88,7 @@ def test_typed_and_legacy_keys_draw_the_same(impl):
 
 def test_a_legacy_key_reaches_the_method_as_one():
     class Sees(eqx.Module):
-        k: jax.Array | None = None
+        k: Any = None
 
         def step(self, key):
             return replace(self, k=key)
@@ -106,7 +108,7 @@ def test_every_node_and_lane_has_its_own_key(key):
 
 def test_a_method_may_do_without_the_key(key):
     class Optional(eqx.Module):
-        x: jax.Array | None = None
+        x: Any = None
 
         def step(self, key=None):
             drawn = jnp.zeros(()) if key is None else jax.random.normal(key, ())
@@ -201,7 +203,7 @@ def test_a_function_that_is_a_module_brings_its_arrays(key):
             return replace(node, x=node.x * self.by)
 
     class Box(eqx.Module):
-        x: jax.Array
+        x: Any
 
     def run(by):
         return call_all_fns(Box(jnp.ones(2)), Scale(by))[0].x.sum()
@@ -267,8 +269,8 @@ def test_a_lane_axis_need_not_be_the_first(key, axis):
 
 def test_a_moved_leaf_has_its_lanes_in_front():
     class Move(eqx.Module):
-        a: jax.Array
-        b: jax.Array
+        a: Any
+        b: Any
 
         def step(self):
             return replace(self, a=self.b, b=self.a)
@@ -387,7 +389,7 @@ def test_an_excluded_leaf_that_varies_is_named(key):
 
 def test_a_mean_over_lanes_can_be_excluded(key):
     class Mean(eqx.Module):
-        x: jax.Array
+        x: Any
 
         def step(self):
             return replace(self, x=jax.lax.pmean(self.x, "lanes"))
@@ -429,7 +431,7 @@ def test_where_keeps_the_other_lanes(key, jit):
 
 def test_where_keeps_a_shared_leaf_in_its_lanes():
     class Shared(eqx.Module):
-        v: jax.Array
+        v: Any
 
         def step(self):
             return replace(self, v=self.v + 1)
@@ -443,7 +445,7 @@ def test_where_keeps_a_shared_leaf_in_its_lanes():
 
 def test_where_with_lanes_on_another_axis():
     class Other(eqx.Module):
-        v: jax.Array
+        v: Any
 
         def step(self):
             return replace(self, v=self.v + 1)
@@ -544,7 +546,7 @@ def test_axis_name_lets_lanes_meet(key):
 
 def test_an_outer_axis_is_in_scope():
     class Outer(eqx.Module):
-        x: jax.Array
+        x: Any
 
         def step(self):
             return replace(self, x=self.x - jax.lax.pmean(self.x, "outer"))
@@ -564,7 +566,7 @@ def test_spmd_axis_name_lays_lanes_along_a_mesh_axis(key):
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     class Constrain(eqx.Module):
-        x: jax.Array
+        x: Any
 
         def step(self):
             x = jax.lax.with_sharding_constraint(self.x + 1, spec)
@@ -600,7 +602,7 @@ def test_chunks_give_the_same_result(key, chunk_size):
 
 def test_a_chunk_bounds_what_is_alive():
     class Wide(eqx.Module):
-        x: jax.Array
+        x: Any
 
         def step(self):
             big = jnp.broadcast_to(self.x, (1000, 1000)) * jnp.arange(1000.0)[None]
@@ -627,14 +629,14 @@ def test_numpy_integers_are_sizes(key):
 
 def test_call_order_within_one_call(key):
     class Base(eqx.Module):
-        log: jax.Array | None = None
+        log: Any = None
 
         def step(self, total):
             return replace(self, log=total)
 
     class Reader(eqx.Module):
         child: Base
-        seen: jax.Array | None = None
+        seen: Any = None
 
         @call_order(2)
         def step(self, total):

@@ -34,7 +34,7 @@ laws = settings(
     max_examples=20,
     deadline=None,
     derandomize=True,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -218,14 +218,7 @@ def test_order_law():
     )
     with pytest.warns(UserWarning, match="wrote nothing"):
         chorax.call_all_fns(tree, "visit")
-    before = [path for path, _ in oracle.children_first(tree)]
-    assert len(before) == len(calls) == 7
-    # Siblings commute; what must hold is: unmarked, then by level; children first.
-    assert set(calls[:4]) == {"inner", "c", "b", "root"}
-    assert calls.index("c") < calls.index("b") < calls.index("root")
-    assert calls.index("inner") < calls.index("root")
-    assert calls[4] == "first"
-    assert set(calls[5:]) == {"late", "late b"}
+    assert calls == ["inner", "c", "b", "root", "first", "late", "late b"]
 
 
 def test_a_node_sees_what_earlier_calls_left():

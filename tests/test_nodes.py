@@ -200,8 +200,10 @@ def test_users_subclasses_of_anything_are_nodes():
     class MyPartial(eqx.Partial):
         pass
 
-    linear = MyLinear(1, 1, key=jax.random.key(0))
-    assert called([linear, MyPartial(len)]) == ["0", "1"]
+    linear: Any = MyLinear
+    linear = linear(1, 1, key=jax.random.key(0))
+    partial: Any = MyPartial
+    assert called([linear, partial(len)]) == ["0", "1"]
 
 
 def test_generic_modules():
@@ -211,7 +213,8 @@ def test_generic_modules():
         def step(self):
             return replace(self, x=jnp.zeros(2))
 
-    model, _ = vmap_call_all_fns([Box[int](3), Box(4)], "step", axis_size=2)
+    boxes: list[Any] = [Box[int](3), Box(4)]
+    model, _ = vmap_call_all_fns(boxes, "step", axis_size=2)
     assert [box.x.shape for box in model] == [(2, 2)] * 2
 
 

@@ -1,5 +1,7 @@
 """`reset_parameters`: draw for draw what the constructor makes."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -95,9 +97,10 @@ def test_an_mlp_with_other_layers_is_left_to_them():
     class Scaled(eqx.nn.Linear):
         pass
 
+    make: Any = Scaled
     old, new = keys()
     mlp = eqx.nn.MLP(2, 2, 4, 1, key=old)
-    other = chorax.replace(mlp, layers=(Scaled(2, 4, key=old), mlp.layers[1]))
+    other = chorax.replace(mlp, layers=(make(2, 4, key=old), mlp.layers[1]))
     assert chorax.reset_parameters(other, key=new) is other
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -67,9 +68,9 @@ def test_once_per_kind_inside_jit(runs, key):
     run = eqx.filter_jit(
         lambda net, key: vmap_call_all_fns(net, "step", axis_size=8, key=key)[0]
     )
-    oracle.assert_same(
-        run(net, key), vmap_call_all_fns(net, "step", axis_size=8, key=key)[0]
-    )
+    # Inside a larger program the compiler fuses in its own way.
+    eagerly, _ = vmap_call_all_fns(net, "step", axis_size=8, key=key)
+    oracle.assert_same(run(net, key), eagerly, exact=False)
     assert len(runs) == 1
 
 
@@ -166,8 +167,7 @@ def test_arguments_are_part_of_what_is_remembered(runs):
     net = Node(0)
     for by in (1, 1.0, True, "1", jnp.ones(()), jnp.ones(2), jnp.zeros(2)):
         model, _ = call_all_fns(net, "step", by)
-        same = model.v is by or jnp.array_equal(model.v, by)
-        assert same
+        assert np.array_equal(np.asarray(model.v), np.asarray(by))
         assert type(model.v) is type(by)
     assert len(runs) == 6
     call_all_fns(net, "step", 1, {"name": "b"})
@@ -262,7 +262,7 @@ def test_a_rule_that_is_added_is_used(key):
         call_all_fns(Layer(0), chorax.reset_parameters, key=key)
 
     @chorax.reset_parameters.register(Layer)
-    def _(node, *, key):
+    def rule(node, *, key):
         return replace(node, w=jnp.ones(()))
 
     model, _ = call_all_fns(Layer(0), chorax.reset_parameters, key=key)
@@ -278,7 +278,7 @@ def test_unhashable_parts_still_work():
             return replace(self, v=jnp.asarray(self.table["a"][0]))
 
     class Odd:
-        __hash__ = None
+        __hash__: Any = None
 
     net = [Node(0, {"a": [1]}), Node(0, {"a": [2]}), Node(Odd(), {"a": [3]})]
     for _ in range(2):
@@ -506,9 +506,9 @@ def test_compiled_once_per_kind_outside_of_jit():
 
     compiled = []
 
-    def listen(name, *args, **kwargs):
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(name)
+    def listen(event, duration_secs, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     vmap_call_all_fns([Node(jnp.ones(7) + i) for i in range(3)], "step", axis_size=5)
@@ -568,7 +568,7 @@ class Ring(eqx.Module):
 
 
 def test_chains_of_nodes(key):
-    chain = None
+    chain: Any = None
     for i in range(40):
         chain = Link(jnp.ones(()) * i, chain)
     model, delta = call_all_fns(chain, "step")

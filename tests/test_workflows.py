@@ -243,3 +243,37 @@ def test_wrappers_are_the_calls_under_their_names(name, call, batched):
         call(tree, a, b=b, **options, fn_if_not_exist="raise")
     with pytest.raises(TypeError, match="unexpected keyword argument 'c'"):
         call(tree, a, b=b, c=1, **options)
+
+
+def test_a_method_may_make_a_collective_call_itself():
+    class Inner(eqx.Module):
+        x: Any = None
+
+        def init_state(self, *, key):
+            return chorax.replace(self, x=jax.random.normal(key, (2,)))
+
+        def reset_state(self):
+            return chorax.replace(self, x=jnp.zeros_like(self.x))
+
+    class Colony(eqx.Module):
+        members: Any = eqx.field(static=True)
+        batch: Any = None
+
+        def init_state(self, *, key):
+            batch, _ = chorax.vmap_init_all_states(self.members, axis_size=3, key=key)
+            return chorax.replace(self, batch=batch)
+
+        def reset_state(self):
+            batch, _ = chorax.reset_all_states(self.batch)
+            return chorax.replace(self, batch=batch)
+
+    tree = [Colony((Inner(), Inner())), Colony((Inner(), Inner()))]
+    for jit in (False, True):
+        init = chorax.vmap_init_all_states
+        init = eqx.filter_jit(init) if jit else init
+        model, delta = init(tree, axis_size=4, key=jax.random.key(0))
+        assert [x.shape for x in jtu.tree_leaves(model)] == [(4, 3, 2)] * 4
+        rows = np.concatenate([np.ravel(x) for x in jtu.tree_leaves(model)])
+        assert len(np.unique(rows)) == rows.size
+        zeros, _ = chorax.vmap_reset_all_states(model, axis_size=4, in_axes=delta)
+        assert all(not x.any() for x in jtu.tree_leaves(zeros))

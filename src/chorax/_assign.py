@@ -1,7 +1,7 @@
 """Loading a state dict into a model."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, cast, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def assign_state_values(
     ```
     """
     for mapping in mappings:
-        if not isinstance(mapping, Mapping):
+        if not isinstance(cast(object, mapping), Mapping):
             raise TypeError(
                 "`assign_state_values` takes mappings from paths to values, but got a "
                 f"{type(mapping).__name__}."
@@ -83,7 +83,7 @@ def _find(
     key: Any, by_path: Mapping[Path, int], by_name: Mapping[str, list[int]]
 ) -> int | None:
     if isinstance(key, tuple):
-        return by_path.get(key)
+        return by_path.get(cast(Path, key))
     found = by_name.get(key, []) if isinstance(key, str) else []
     if len(found) > 1:
         raise ValueError(

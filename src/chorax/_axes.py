@@ -4,8 +4,8 @@ The forms are those of `eqx.filter_vmap`: `None`, an `int`, or a function of a l
 alone or as a PyTree that is a prefix of what they speak of.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -23,7 +23,9 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
     while pending:
         path, axis, part = pending.pop()
         if axis is None or isinstance(axis, int) or _is_rule(axis):
-            rule = axis if callable(axis) else lambda _, axis=axis: axis
+            rule: Callable[[Any], Any] = (
+                axis if callable(axis) else lambda _, axis=axis: axis
+            )
             axes += [_checked(rule(leaf), name, path) for leaf in jtu.tree_leaves(part)]
             continue
         above, below = open_level(axis), open_level(part)
@@ -41,7 +43,7 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
 
 def argument_axes(args: Any, in_axes: Any) -> Any:
     """`args_in_axes` as a prefix of the tuple of arguments."""
-    if not isinstance(args, tuple) and not isinstance(in_axes, tuple):
+    if not any(isinstance(x, tuple) for x in (args, in_axes)):
         return (in_axes,)
     return in_axes
 
@@ -50,12 +52,13 @@ def keyword_axes(kwargs: Mapping[str, Any], in_axes: Any) -> Any:
     """`kwargs_in_axes` as a prefix of the keyword arguments; names left out share."""
     if not isinstance(in_axes, Mapping):
         return in_axes
-    unknown = [name for name in in_axes if name not in kwargs]
+    axes = cast(Mapping[str, Any], in_axes)
+    unknown = [name for name in axes if name not in kwargs]
     if unknown:
         raise ValueError(
             f"`kwargs_in_axes` names {unknown}, but `kwargs` has only {list(kwargs)}."
         )
-    return {name: in_axes.get(name) for name in kwargs}
+    return {name: axes.get(name) for name in kwargs}
 
 
 def check_lengths(tree: Any, axes: Axes, size: int, name: str) -> None:

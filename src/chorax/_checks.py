@@ -33,10 +33,11 @@ def check_kwargs(kwargs: Any) -> dict[str, Any]:
         raise TypeError(
             f"`kwargs` must be a mapping or `None`, but got {_show(kwargs)}."
         )
-    names = [name for name in kwargs if not isinstance(name, str)]
+    given = cast(Mapping[Any, Any], kwargs)
+    names = [name for name in given if not isinstance(name, str)]
     if names:
         raise TypeError(f"`kwargs` must have `str` keys, but has {names}.")
-    return dict(kwargs)
+    return dict(given)
 
 
 def check_mode(fn_if_not_exist: Any) -> IfNotExist:
@@ -110,7 +111,7 @@ def _positive(value: Any, name: str, meaning: str) -> int:
     if not is_integer or value <= 0:
         got = "it is missing" if value is None else f"got {_show(value)}"
         raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
-    return int(value)
+    return int(cast(int, value))
 
 
 def _show(x: Any) -> str:

@@ -4,7 +4,7 @@ Walk the target, select the nodes, plan, run, put the results in place, describe
 was written. Each step hands one value to the next, and none reaches back.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.tree_util as jtu
@@ -36,7 +36,9 @@ def run_collective(
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
     values = dict(enumerate([*walked.leaves, *arrays]))
     excludes = excluded_leaves(request)
-    known = list(values.values()) if jax.config.jax_disable_jit else None
+    # JAX makes the attributes of its configuration at run time.
+    is_plain: bool = cast(Any, jax.config).jax_disable_jit
+    known = list(values.values()) if is_plain else None
     plan = make_plan(walked, selection.methods, call, specs, excludes, known, keys)
     placed = place_leaves(plan, walked, request, excludes)
     done = run_plan(plan, values, keys, request.lanes)
@@ -46,8 +48,10 @@ def run_collective(
     model = jtu.tree_unflatten(plan.structure, leaves)
     delta = describe(plan, placed, leaves, axes, walked, request)
     aux = {
-        dotted(path): jtu.tree_unflatten(tree, [finish.with_lanes(n) for n in names])
-        for path, tree, names in plan.aux
+        dotted(each.path): jtu.tree_unflatten(
+            each.structure, [finish.with_lanes(name) for name in each.names]
+        )
+        for each in plan.aux
     }
     warn(writing_warnings(plan, placed, walked, request.label))
     return model, delta, aux

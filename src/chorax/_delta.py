@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, cast, Generic, TypeVar
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -43,8 +43,9 @@ class StateDelta(eqx.Module, Generic[T]):
 
     values: T
     axis_size: int | None = eqx.field(static=True)
-    _before: jtu.PyTreeDef = eqx.field(static=True)
-    _after: jtu.PyTreeDef = eqx.field(static=True)
+    # The structures of the target and of the returned model.
+    before: jtu.PyTreeDef = eqx.field(static=True)
+    after: jtu.PyTreeDef = eqx.field(static=True)
     # One entry for each leaf of the returned model.
     _written: tuple[bool, ...] = eqx.field(static=True)
     _axes: tuple[int | None, ...] = eqx.field(static=True)
@@ -55,13 +56,13 @@ class StateDelta(eqx.Module, Generic[T]):
         """The returned model with the lane axis of each leaf: `0` where this call wrote
         it, what it was where it was mapped before, `None` for shared leaves. Fits
         `in_axes` and `out_axes` of `eqx.filter_vmap`."""
-        return jtu.tree_unflatten(self._after, self._axes)
+        return jtu.tree_unflatten(self.after, self._axes)
 
     @property
     def filter_spec(self) -> T:
         """The returned model with `True` for each written leaf, `False` elsewhere. Fits
         `eqx.partition` and `eqx.filter`."""
-        return jtu.tree_unflatten(self._after, self._written)
+        return jtu.tree_unflatten(self.after, self._written)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -106,19 +107,19 @@ class StateDelta(eqx.Module, Generic[T]):
         **Raises:** `TypeError` for anything that is not a filter.
         """
         keeps = to_predicate(filter)
-        known = frozenset(leaf_paths(self._before))
+        known = frozenset(leaf_paths(self.before))
         written: list[bool] = []
         skeleton: list[Any] = []
-        for path, value, was_written, tags in self._leaves():
+        for path, value, was_written, tags in self.leaves():
             kept = was_written and keeps(path, value, tags)
             written.append(kept)
             stays = kept or not was_written or path in known
             skeleton.append(_Leaf(len(skeleton)) if stays else None)
-        left, after = jtu.tree_flatten(jtu.tree_unflatten(self._after, skeleton))
-        rows = self._leaves()
-        picked = [leaf.index for leaf in left]
+        left, after = jtu.tree_flatten(jtu.tree_unflatten(self.after, skeleton))
+        rows = self.leaves()
+        picked: list[int] = [leaf.index for leaf in left]
         return make_delta(
-            self._before,
+            self.before,
             after,
             [rows[i][1] if written[i] else None for i in picked],
             [written[i] for i in picked],
@@ -128,25 +129,25 @@ class StateDelta(eqx.Module, Generic[T]):
         )
 
     def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
-        if not isinstance(later, StateDelta):
+        if not isinstance(cast(object, later), StateDelta):
             return NotImplemented
-        if self._after not in (later._before, later._after):
+        if self.after not in (later.before, later.after):
             raise ValueError(
                 "These deltas do not follow one another: "
-                + _mismatch(self._after, later._before, "earlier", "later")
+                + _mismatch(self.after, later.before, "earlier", "later")
             )
         sizes = {self.axis_size, later.axis_size} - {None}
         if len(sizes) > 1:
             raise ValueError(
                 f"These deltas have {self.axis_size} and {later.axis_size} lanes."
             )
-        earlier = {path: row for path, *row in self._leaves()}
+        earlier = {row[0]: row[1:] for row in self.leaves()}
         axes = dict(zip(earlier, self._axes, strict=True))
         values: list[Any] = []
         written: list[bool] = []
         new_axes: list[int | None] = []
         tags: list[frozenset[str]] = []
-        rows = later._leaves()
+        rows = later.leaves()
         for (path, value, is_new, own), axis in zip(rows, later._axes, strict=True):
             old_value, was_written, old_tags = earlier.get(
                 path, (None, False, frozenset[str]())
@@ -158,7 +159,7 @@ class StateDelta(eqx.Module, Generic[T]):
             tags.append(own | old_tags)
         size = self.axis_size if later.axis_size is None else later.axis_size
         return make_delta(
-            self._before, later._after, values, written, new_axes, tags, size
+            self.before, later.after, values, written, new_axes, tags, size
         )
 
     def __repr__(self) -> str:
@@ -167,16 +168,16 @@ class StateDelta(eqx.Module, Generic[T]):
     def _repr_html_(self) -> str:
         return html_table(self._summary(), self._table())
 
-    def _leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
+    def leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
         """Path, value, whether it was written, and tags of each leaf of the model."""
         # A delta may have been mapped over or filtered; a leaf's place then holds
         # whatever came of it.
-        values = self._after.flatten_up_to(self.values)
-        paths = leaf_paths(self._after)
+        values = self.after.flatten_up_to(self.values)
+        paths = leaf_paths(self.after)
         return list(zip(paths, values, self._written, self._tags, strict=True))
 
     def _rows(self) -> list[tuple[Path, Any, frozenset[str]]]:
-        rows = self._leaves()
+        rows = self.leaves()
         return [(path, x, tags) for path, x, is_written, tags in rows if is_written]
 
     def _summary(self) -> str:
@@ -187,7 +188,7 @@ class StateDelta(eqx.Module, Generic[T]):
         )
 
     def _table(self) -> list[tuple[str, Any, int | None, frozenset[str]]]:
-        rows = zip(self._leaves(), self._axes, strict=True)
+        rows = zip(self.leaves(), self._axes, strict=True)
         return [
             (dotted(path) or "()", value, axis, tags)
             for (path, value, is_written, tags), axis in rows
@@ -224,24 +225,24 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
 
     ```
     """
-    if not isinstance(delta, StateDelta):
+    if not isinstance(cast(object, delta), StateDelta):
         raise TypeError(
             f"`apply_delta` takes a `StateDelta`, but got a {type(delta).__name__}."
         )
     leaves, structure = jtu.tree_flatten(model)
-    rows = delta._leaves()
-    if structure == delta._after:
+    rows = delta.leaves()
+    if structure == delta.after:
         old = leaves
-    elif structure == delta._before:
+    elif structure == delta.before:
         by_path = dict(zip(leaf_paths(structure), leaves, strict=True))
         old = [by_path.get(path) for path, _, _, _ in rows]
     else:
         raise ValueError(
             "This model has another structure than the delta was made from: "
-            + _mismatch(structure, delta._before, "the model", "the delta")
+            + _mismatch(structure, delta.before, "the model", "the delta")
         )
     new = [x if written else y for (_, x, written, _), y in zip(rows, old, strict=True)]
-    return jtu.tree_unflatten(delta._after, new)
+    return jtu.tree_unflatten(delta.after, new)
 
 
 def diff(old: Any, new: T) -> "StateDelta[T]":
@@ -294,7 +295,7 @@ def make_delta(
 
 def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
     """The tags of a delta's leaves, by path."""
-    return {path: tags for path, _, _, tags in delta._leaves() if tags}
+    return {path: tags for path, _, _, tags in delta.leaves() if tags}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Slot:
 
     def current(self) -> Any:
         """What stands here now, with everything below it up to date."""
-        pending = [self]
+        pending: list[Slot] = [self]
         while pending:
             slot = pending[-1]
             below = slot.children.values() if slot.children and slot.stale else ()

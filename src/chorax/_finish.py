@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from ._axes import Axes
 from ._delta import make_delta, StateDelta
+from ._excludes import Excludes
 from ._kind import ArraySpec, StaticSpec
 from ._nodes import Walked
 from ._paths import first_difference, leaf_paths, Path, place
-from ._plan import Excludes, Plan
+from ._plan import Plan
 from ._request import Request
 from ._run import Values
 
@@ -42,7 +43,7 @@ def place_leaves(
         paths = leaf_paths(plan.structure)
     originals = {path: index for index, path in enumerate(walked.leaf_paths)}
     placed: list[Placed] = []
-    for path, name in zip(paths, plan.result, strict=True):
+    for path, name in zip(paths, plan.names, strict=True):
         original = originals.get(path)
         written = original is None or not _same(plan, original, name)
         has_lanes = written and request.lanes is not None
@@ -59,8 +60,11 @@ def _same(plan: Plan, original: int, name: int) -> bool:
     if original == name:
         return True
     old, new = plan.specs[original], plan.specs[name]
-    both = isinstance(old, StaticSpec) and isinstance(new, StaticSpec)
-    return both and old.value is new.value
+    return (
+        isinstance(old, StaticSpec)
+        and isinstance(new, StaticSpec)
+        and old.value is new.value
+    )
 
 
 def _exclude(placed: list[Placed], plan: Plan, excludes: Excludes) -> list[Placed]:

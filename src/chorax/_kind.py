@@ -9,10 +9,11 @@ or a constant.
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, cast, TypeAlias, TypeGuard
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
@@ -111,6 +112,12 @@ class Kind:
     gets_key: bool
 
     @property
+    def name(self) -> str:
+        """The name of the class."""
+        data = self.structure.node_data()
+        return "" if data is None else data[0].__name__
+
+    @property
     def token(self) -> Hashable:
         specs = tuple(spec.token for spec in self.specs)
         structure = exact_structure(self.structure)
@@ -177,7 +184,7 @@ def call_lane(
         raise
     aux = None
     if call.has_aux:
-        if not isinstance(result, tuple) or len(result) != 2:
+        if not _is_pair(result):
             raise TypeError(
                 f"{where} must return `(node, aux)`, since `has_aux=True`, but "
                 f"returned {_name(result)}."
@@ -222,11 +229,15 @@ def _check_result(result: Any, node: Any, where: str, has_aux: bool) -> None:
     if type(result) is type(node):
         return
     cure = "Return the updated node, or `return self` if nothing changes."
-    if isinstance(result, tuple) and not has_aux and len(result) == 2:
+    if not has_aux and _is_pair(result):
         cure = f"{cure} To return `(node, aux)`, pass `has_aux=True`."
     raise TypeError(
         f"{where} must return {expected}, but returned {_name(result)}. {cure}"
     )
+
+
+def _is_pair(x: Any) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(x, tuple) and len(cast(tuple[Any, ...], x)) == 2
 
 
 def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
@@ -241,9 +252,9 @@ def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
         if isinstance(part, jtu.PyTreeDef):
             data = part.node_data()
             if data is not None:
-                pending.extend([data[1], *part.children()])
+                pending.extend([*data[1:], *part.children()])
         elif isinstance(part, tuple | list):
-            pending.extend(part)
+            pending.extend(cast(Sequence[Any], part))
 
 
 def _name(x: Any) -> str:

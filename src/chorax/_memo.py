@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Hashable, Mapping, Set as AbstractSet
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set as AbstractSet
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -28,7 +28,7 @@ class Cell:
         self.value: Any = None
 
 
-def recall(key: Hashable) -> Cell:
+def recall(key: object) -> Cell:
     """The cell of a key; a fresh one, that is not kept, where it can't be hashed."""
     try:
         return _kept_cell(key)
@@ -45,7 +45,7 @@ def _kept_cell(key: Any) -> Cell:
         if isinstance(part, _WeakFunction):
             part.cells.add(cell)
         elif isinstance(part, tuple):
-            pending.extend(part)
+            pending.extend(cast(Iterable[Any], part))
     return cell
 
 
@@ -53,10 +53,14 @@ class _WeakFunction(weakref.ref[FunctionType]):
     """Equal for the same living function; empties its cells when the function dies."""
 
     __slots__ = ("cells",)
+    cells: weakref.WeakSet[Cell]
 
-    def __init__(self, function: FunctionType, callback: Any) -> None:
-        super().__init__(function, callback)
-        self.cells: weakref.WeakSet[Cell] = weakref.WeakSet()
+    def __new__(
+        cls, function: FunctionType, callback: Callable[[Any], None]
+    ) -> "_WeakFunction":
+        self = super().__new__(cls, function, callback)
+        self.cells = weakref.WeakSet()
+        return self
 
 
 def _forget(function: _WeakFunction) -> None:
@@ -76,20 +80,21 @@ def fingerprint(value: Any) -> Hashable:
     return exact_type(value), value
 
 
-def exact_type(value: Any) -> Hashable:
+def exact_type(value: object) -> Hashable:
     """What tells apart values that are equal: their types, all the way down."""
     kind = type(value)
     if isinstance(value, float | complex):
         # `repr` tells zeros of either sign apart.
-        zero = value == 0
+        zero = value == 0.0
         return kind, repr(value) if zero or not math.isfinite(abs(value)) else None
     if isinstance(value, list | tuple):
-        return kind, tuple(map(exact_type, value))
+        return kind, tuple(map(exact_type, cast(Iterable[object], value)))
     if isinstance(value, Mapping):
-        rows = value.items()
+        rows = cast(Mapping[object, object], value).items()
         return kind, tuple((exact_type(k), exact_type(v)) for k, v in rows)
     if isinstance(value, AbstractSet):
-        return kind, frozenset((exact_type(x), x) for x in value)
+        members = cast(AbstractSet[Hashable], value)
+        return kind, frozenset((exact_type(x), x) for x in members)
     if dataclasses.is_dataclass(value) and not isinstance(value, type | eqx.Module):
         names = [field.name for field in dataclasses.fields(value)]
         return kind, tuple(exact_type(getattr(value, name, None)) for name in names)
@@ -104,7 +109,7 @@ def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
         part = pending.pop()
         data = part.node_data()
         if data is not None:
-            types.append(exact_type(data[1]))
+            types.append(exact_type(data[1:]))
             pending.extend(part.children())
     return structure, tuple(types)
 

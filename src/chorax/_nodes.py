@@ -13,14 +13,10 @@ from ._paths import Path
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A module to be called: where it stands and what it was at the start.
-
-    `parent` is the index of the nearest node around it, `None` for an outermost one.
-    """
+    """A module to be called: where it stands and what it was at the start."""
 
     path: Path
     module: eqx.Module
-    parent: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +56,7 @@ def walk_nodes(target: Any) -> Walked:
         elif isinstance(slot.value, eqx.Module):
             found.append((path, next(originals)))
     return Walked(
-        _children_first([(path, m) for path, m in found if is_node(m)]),
+        _children_first([Node(path, m) for path, m in found if is_node(m)]),
         tuple(leaves),
         tuple(leaf_paths),
         structure,
@@ -82,24 +78,12 @@ def _layers() -> frozenset[type]:
     return frozenset(layers) - {eqx.nn.StateIndex}
 
 
-def _children_first(found: list[tuple[Path, eqx.Module]]) -> tuple[Node, ...]:
+def _children_first(found: list[Node]) -> tuple[Node, ...]:
     """Turns parents-first into children-first, siblings in the order they had."""
     nodes: list[Node] = []
-    # Open ancestors, with the positions in `nodes` of those waiting for a parent.
-    around: list[tuple[Path, eqx.Module, list[int]]] = []
-
-    def close() -> None:
-        path, module, children = around.pop()
-        for child in children:
-            nodes[child] = dataclasses.replace(nodes[child], parent=len(nodes))
-        if around:
-            around[-1][2].append(len(nodes))
-        nodes.append(Node(path, module, None))
-
-    for path, module in found:
-        while around and path[: len(around[-1][0])] != around[-1][0]:
-            close()
-        around.append((path, module, []))
-    while around:
-        close()
-    return tuple(nodes)
+    around: list[Node] = []
+    for node in found:
+        while around and node.path[: len(around[-1].path)] != around[-1].path:
+            nodes.append(around.pop())
+        around.append(node)
+    return (*nodes, *reversed(around))

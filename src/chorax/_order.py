@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, cast, TypeVar
 
 import equinox as eqx
 
@@ -40,7 +40,7 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     ```
     """
-    if not isinstance(level, int) or isinstance(level, bool):
+    if not isinstance(cast(object, level), int) or isinstance(level, bool):
         raise TypeError(f"`level` must be an integer, but got {level!r}.")
     if check_order_boundary and not 0 <= level < _LEVELS:
         raise ValueError(
@@ -49,20 +49,22 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
         )
 
     def mark(function: F) -> F:
-        marked: Any = function
-        if isinstance(function, eqx.Module):
-            # What `eqx.filter_jit` and its like return is frozen: mark a plain function
-            # around it.
-            wrapped: Any = function
-
-            @functools.wraps(wrapped)
-            def marked(self: Any, *args: Any, **kwargs: Any) -> Any:
-                return wrapped(self, *args, **kwargs)
-
+        # What `eqx.filter_jit` and its like return is frozen: mark a plain function
+        # around it.
+        is_frozen = isinstance(function, eqx.Module)
+        marked = _plain_function(function) if is_frozen else cast(Any, function)
         marked.call_order = level
         return marked
 
     return mark
+
+
+def _plain_function(wrapped: Any) -> Any:
+    @functools.wraps(wrapped)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapped(self, *args, **kwargs)
+
+    return method
 
 
 def level_of(function: Any) -> int | None:

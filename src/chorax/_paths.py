@@ -10,7 +10,7 @@ they are taken down to the bare key.
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, cast, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -47,7 +47,15 @@ def path_words(path: Path) -> tuple[int, int]:
 
 def open_level(tree: Any) -> Level | None:
     """Takes a container apart by one level; `None` for a leaf."""
-    pairs, shell = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+
+    def is_below(x: Any) -> bool:
+        return x is not tree
+
+    pairs, shell = cast(
+        "tuple[list[tuple[tuple[Any, ...], Any]], jtu.PyTreeDef]",
+        # JAX types the keys of a path by a type variable that nothing binds.
+        jtu.tree_flatten_with_path(tree, is_leaf=is_below),  # pyright: ignore[reportUnknownMemberType]
+    )
     if len(pairs) == 1 and not pairs[0][0]:
         return None
     keys = tuple(_plain(entry) for (entry,), _ in pairs)
@@ -102,8 +110,8 @@ def first_difference(
         for key in (*level_a.keys, *level_b.keys):
             if (key in level_a.keys) != (key in level_b.keys):
                 has, lacks = "has it", "lacks it"
-                pair = (has, lacks) if key in level_a.keys else (lacks, has)
-                return (*path, key), *pair
+                of_a, of_b = (has, lacks) if key in level_a.keys else (lacks, has)
+                return (*path, key), of_a, of_b
         if level_a.shell != level_b.shell:
             return _static_difference(path, a, b)
         rows = zip(level_a.keys, level_a.children, level_b.children, strict=True)
@@ -151,5 +159,5 @@ def _plain(entry: Any) -> Key:
     if isinstance(entry, str):
         return str.__str__(entry)
     if isinstance(entry, int | np.integer) and not isinstance(entry, bool):
-        return int(entry)
+        return int(cast(int, entry))
     return str(entry)

@@ -1,7 +1,7 @@
 """Changing fields of a module without running its constructor."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, cast, TypeVar
 
 import equinox as eqx
 
@@ -39,7 +39,7 @@ def replace(module: M, **fields: Any) -> M:
 
     ```
     """
-    if not isinstance(module, eqx.Module):
+    if not isinstance(cast(object, module), eqx.Module):
         raise TypeError(
             f"`replace` takes an `eqx.Module`, but got a {type(module).__name__}."
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -11,10 +11,10 @@ import jax.tree_util as jtu
 from ._axes import argument_axes, Axes, check_lengths, keyword_axes, resolve_axes
 from ._checks import IfNotExist
 from ._delta import StateDelta, tags_by_path
+from ._excludes import Excludes
 from ._keys import lane_key_struct
 from ._kind import Call, Lanes, spec_of
 from ._memo import fingerprint
-from ._plan import Excludes
 from .filters import Nothing, Predicate
 
 
@@ -47,7 +47,8 @@ class Request:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """The positional arguments; what is no tuple is one argument."""
-        return self.args if isinstance(self.args, tuple) else (self.args,)
+        args = self.args
+        return cast(tuple[Any, ...], args) if isinstance(args, tuple) else (args,)
 
     @property
     def size(self) -> int | None:
@@ -60,7 +61,7 @@ def target_axes(target: Any, request: Request) -> Axes:
         return (None,) * len(jtu.tree_leaves(target))
     in_axes: Any = request.in_axes
     if isinstance(in_axes, StateDelta):
-        in_axes = in_axes.in_axes
+        in_axes = cast(StateDelta[Any], in_axes).in_axes
     axes = resolve_axes(target, in_axes, "in_axes")
     check_lengths(target, axes, request.lanes.size, "in_axes")
     return axes
@@ -102,7 +103,8 @@ def excluded_leaves(request: Request) -> Excludes | None:
     if request.lanes is None or isinstance(request.state_to_exclude, Nothing):
         return None
     known = request.in_axes
-    tags = tags_by_path(known) if isinstance(known, StateDelta) else {}
+    is_delta = isinstance(known, StateDelta)
+    tags = tags_by_path(cast(StateDelta[Any], known)) if is_delta else {}
     return Excludes(request.state_to_exclude, tags, request.state_tag)
 
 
@@ -112,4 +114,5 @@ def _rules(function: Any) -> Any:
     registry = getattr(function, "registry", None)
     if not isinstance(registry, Mapping):
         return None
-    return tuple((kind, fingerprint(rule)) for kind, rule in registry.items())
+    rules = cast(Mapping[Any, Any], registry).items()
+    return tuple((kind, fingerprint(rule)) for kind, rule in rules)

@@ -1,8 +1,8 @@
 """Drawing the parameters of Equinox's layers afresh."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, cast, Protocol, runtime_checkable, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,13 +14,30 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 
-@functools.singledispatch
+@runtime_checkable
+class _Dispatcher(Protocol):
+    """A `functools.singledispatch` function; its own type forgets that what goes in
+    comes out."""
+
+    @property
+    def registry(self) -> Mapping[Any, Callable[..., Any]]: ...
+    def __call__(self, node: M, *, key: jax.Array) -> M: ...
+    def dispatch(self, cls: Any) -> Callable[..., Any]: ...
+    def register(self, cls: Any, func: Any = None) -> Any: ...
+
+
+def _dispatching(function: Callable[..., Any]) -> _Dispatcher:
+    return cast(_Dispatcher, functools.singledispatch(function))
+
+
+@_dispatching
 def reset_parameters(node: M, *, key: jax.Array) -> M:
     """Draws a layer's parameters afresh, as its constructor would with that key.
 
     With `vmap_call_all_fns` it makes an ensemble of any model of Equinox's layers. It
     is a `functools.singledispatch` function: `@reset_parameters.register(MyLayer)` adds
-    a rule for another class. Modules without a rule come back unchanged.
+    a rule for another class. Modules without a rule come back unchanged. Where modules
+    are nested, the outer one's rule is called last and has the last word.
 
     **Arguments:**
 
@@ -99,7 +116,8 @@ def _per_slice(
     """Draws once for each slice along leading axes, with a key of its own."""
     keys = jax.random.split(key, leading) if leading else key
     for _ in leading:
-        draw = eqx.filter_vmap(draw)
+        # Its axes are jaxtyping's `PyTree`, which means nothing to a type checker.
+        draw = eqx.filter_vmap(draw)  # pyright: ignore[reportUnknownMemberType]
     return draw(keys)
 
 

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from ._keys import node_keys
 from ._kind import ArraySpec, Lanes
 from ._paths import dotted
-from ._plan import KEY, Plan, Step
+from ._plan import Plan
+from ._schedule import KEY, Step
 from ._trace import Layout
 
 
@@ -76,31 +78,18 @@ class _Stack:
 def run_plan(
     plan: Plan, values: Mapping[int, Any], keys: jax.Array | None, lanes: Lanes | None
 ) -> Values:
-    """Runs the steps whose outputs somebody wants; returns the values by name."""
+    """Runs the steps of a plan; returns the values by name."""
     done = Values({**values, **plan.known})
     in_jit = isinstance(jnp.zeros(()), jax.core.Tracer)
-    for step in _live(plan):
+    for step in plan.steps:
         try:
             _run_step(step, plan, done, keys, lanes, in_jit)
         except Exception as error:
             names = [dotted(path) or "()" for path in step.paths]
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            error.add_note(f"Raised while running {step.label} at {shown}.")
+            error.add_note(f"Raised while running {step.trace.label} at {shown}.")
             raise
     return done
-
-
-def _live(plan: Plan) -> list[Step]:
-    wanted = set(plan.result)
-    for _, _, names in plan.aux:
-        wanted.update(names)
-    live: list[Step] = []
-    for step in reversed(plan.steps):
-        outputs = (name for row in step.outputs for name in row)
-        if step.trace.has_effects or not wanted.isdisjoint(outputs):
-            live.append(step)
-            wanted.update(name for row in step.inputs for name in row)
-    return live[::-1]
 
 
 def _run_step(
@@ -176,6 +165,7 @@ def _take_row(arrays: tuple[Any, ...], row: int) -> tuple[Any, ...]:
 
 @jax.jit
 def _take_compiled(arrays: tuple[jax.Array, ...], row: jax.Array) -> tuple[Any, ...]:
-    return tuple(
+    rows: list[Any] = [
         jax.lax.dynamic_index_in_dim(array, row, keepdims=False) for array in arrays
-    )
+    ]
+    return tuple(rows)

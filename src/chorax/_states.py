@@ -1,7 +1,7 @@
 """Collective calls under their usual names: making and resetting states."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, overload, SupportsIndex, TypeVar
+from typing import Any, cast, Literal, overload, SupportsIndex, TypeVar
 
 from jax.typing import ArrayLike
 
@@ -74,7 +74,7 @@ def init_all_states(
         "state_to_exclude": state_to_exclude,
         "has_aux": has_aux,
     }
-    return call_all_fns(target, "init_state", args, kwargs, **options)
+    return cast(Any, call_all_fns(target, "init_state", args, kwargs, **options))
 
 
 @overload
@@ -163,7 +163,7 @@ def vmap_init_all_states(
         "chunk_size": chunk_size,
         "has_aux": has_aux,
     }
-    return vmap_call_all_fns(target, "init_state", args, kwargs, **options)
+    return cast(Any, vmap_call_all_fns(target, "init_state", args, kwargs, **options))
 
 
 @overload
@@ -225,7 +225,7 @@ def reset_all_states(
         "state_to_exclude": state_to_exclude,
         "has_aux": has_aux,
     }
-    return call_all_fns(target, "reset_state", args, kwargs, **options)
+    return cast(Any, call_all_fns(target, "reset_state", args, kwargs, **options))
 
 
 @overload
@@ -318,4 +318,4 @@ def vmap_reset_all_states(
         "chunk_size": chunk_size,
         "has_aux": has_aux,
     }
-    return vmap_call_all_fns(target, "reset_state", args, kwargs, **options)
+    return cast(Any, vmap_call_all_fns(target, "reset_state", args, kwargs, **options))

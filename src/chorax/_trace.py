@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.core
 import jax.extend.core as jec
 import jax.numpy as jnp
 
@@ -39,39 +40,38 @@ class Trace:
     """What a kind's method does, found by running its Python once.
 
     `reads` are the indices of the inputs that the computation reads, `outputs` its new
-    arrays as one lane sees them. `axes` are the lane axes of all inputs.
+    arrays as one lane sees them. `axes` are the lane axes of all inputs, where there
+    are lanes.
     """
 
-    computation: Any
+    computation: jec.ClosedJaxpr
     reads: tuple[int, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     outcome: Outcome
     axes: tuple[int | None, ...]
-    lanes: Lanes | None
+    label: str
     has_effects: bool
 
     @functools.cached_property
     def program(self) -> Callable[..., tuple[Any, ...]]:
         """The compiled computation: `program(layout, *inputs)`."""
-        lane = jec.jaxpr_as_fun(self.computation)
+        lane = cast(Callable[..., Any], jec.jaxpr_as_fun(self.computation))
 
         def run(layout: Layout, *inputs: Any) -> tuple[Any, ...]:
             return over_nodes(lane, layout, inputs)
 
         return jax.jit(run, static_argnums=0)
 
-    @functools.cached_property
-    def varies(self) -> tuple[bool, ...]:
+    def varies(self, lanes: Lanes) -> tuple[bool, ...]:
         """For each output, whether it can differ from lane to lane."""
-        assert self.lanes is not None
         flags = LaneFlags()
-        lane = jec.jaxpr_as_fun(self.computation)
+        lane = cast(Callable[..., Any], jec.jaxpr_as_fun(self.computation))
         axes = tuple(self.axes[i] for i in self.reads)
-        layout = all_lanes(axes, self.lanes, len(self.outputs))
+        layout = all_lanes(axes, lanes, len(self.outputs))
         jax.eval_shape(
             lambda *xs: over_lanes(lambda *ys: flags.watch(lane(*ys)), layout, xs),
             *[
-                _with_lanes(v.aval, axis, self.lanes.size)
+                _with_lanes(v.aval, axis, lanes.size)
                 for v, axis in zip(self.computation.jaxpr.invars, axes, strict=True)
             ],
         )
@@ -102,7 +102,7 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
 
     arrays = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
     if kind.gets_key and call.key is not None:
-        arrays.append(ArraySpec(call.key, None if call.lanes is None else 0))
+        arrays.append(ArraySpec(call.key, 0))
     lanes = call.lanes
     named = lanes is not None and lanes.axis_name is not None
     closed = jax.make_jaxpr(
@@ -120,7 +120,7 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         ),
         outcome=outcome,
         axes=tuple(spec.axis for spec in arrays),
-        lanes=lanes,
+        label=f"`{call.label}` of {kind.name}",
         has_effects=bool(jaxpr.effects),
     )
 
@@ -148,8 +148,12 @@ def over_lanes(
         return tuple(lane(*inputs))
     if lanes.chunk_size is not None and lanes.chunk_size < lanes.size:
         return _over_chunks(lane, layout, inputs, lanes, lanes.chunk_size)
+
+    def one(*parts: Any) -> tuple[Any, ...]:
+        return tuple(lane(*parts))
+
     return jax.vmap(
-        lambda *parts: tuple(lane(*parts)),
+        one,
         in_axes=layout.axes,
         out_axes=tuple(0 if has else None for has in layout.out_lanes),
         axis_name=lanes.axis_name,
@@ -180,7 +184,12 @@ def _over_chunks(
 
     # The lane's number is mapped too, so that there is something to map over.
     steps = (jnp.arange(lanes.size), mapped)
-    batched = iter(jax.lax.map(with_lanes, steps, batch_size=chunk_size))
+    stacked = cast(
+        list[Any],
+        # JAX does not annotate its parameters.
+        jax.lax.map(with_lanes, steps, batch_size=chunk_size),  # pyright: ignore[reportUnknownMemberType]
+    )
+    batched = iter(stacked)
     shared = one({i: x[0] for i, x in mapped.items()})
     outputs = zip(shared, layout.out_lanes, strict=True)
     return tuple(next(batched) if has else x for x, has in outputs)

@@ -113,7 +113,8 @@ class PathContains(Predicate):
     key: str | int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, str | int) or isinstance(self.key, bool):
+        key = typing.cast(object, self.key)
+        if not isinstance(key, str | int) or isinstance(key, bool):
             raise TypeError(
                 "`PathContains` takes one key of a path, a `str` or an `int`, but got "
                 f"{self.key!r}."
@@ -143,7 +144,7 @@ class WithTag(Predicate):
     tag: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tag, str):
+        if not isinstance(typing.cast(object, self.tag), str):
             raise TypeError(f"`WithTag` takes a `str`, but got {self.tag!r}.")
 
     def __call__(
@@ -306,9 +307,9 @@ def to_predicate(filter: Filter) -> Predicate:
 
     ```
     """
+    if isinstance(filter, Predicate):
+        return filter
     match filter:
-        case Predicate():
-            return filter
         case str():
             return WithTag(filter)
         case None | False:

@@ -220,6 +220,11 @@ CASES = {
         "`in_axes` must hold `None`, integers and functions of a leaf, as in "
         "`eqx.filter_vmap`, but has 'x' at `a.0`",
     ),
+    "an axis that is a bool": (
+        lambda: call(in_axes={"a": [True, None]}),
+        TypeError,
+        "functions of a leaf, as in `eqx.filter_vmap`, but has True at `a.0`",
+    ),
     "a mapped argument of another length": (
         lambda: call(name="add", args=jnp.zeros(3), args_in_axes=0),
         ValueError,

@@ -1,5 +1,6 @@
 """What is traced when: once per kind, and not again for the same call."""
 
+import decimal
 import gc
 import threading
 import weakref
@@ -105,6 +106,8 @@ def test_nested_nodes_of_one_kind_are_traced_once(runs, key):
         {"n": frozenset({1})},
         {"n": frozenset({True})},
         {"n": float("nan")},
+        {"n": decimal.Decimal("1.0")},
+        {"n": decimal.Decimal("1.00")},
         {"v": jnp.zeros(3, jnp.int32)},
         {"v": jnp.zeros((3, 1))},
         {"v": jnp.asarray(0.0)},
@@ -144,6 +147,26 @@ def _unhashable(node):
     except TypeError:
         return True
     return False
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (0.0, -0.0),
+        (0j, complex(0.0, -0.0)),
+        (np.float32(0.0), np.float32(-0.0)),
+        (decimal.Decimal("0.0"), decimal.Decimal("-0.0")),
+        ((0.0,), (-0.0,)),
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_equal_numbers_that_can_be_told_apart(runs, one, two):
+    Node = counting(runs)
+    net = [Node(jnp.zeros(3), n=one), Node(jnp.ones(3), n=two)]
+    model, _ = call_all_fns(net, "step")
+    assert len(runs) == 2
+    assert [repr(node.n) for node in model] == [repr(one), repr(two)]
 
 
 def test_lane_axes_are_part_of_a_kind(runs):

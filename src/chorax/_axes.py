@@ -4,7 +4,7 @@ The forms are those of `eqx.filter_vmap`: `None`, an `int`, or a function of a l
 alone or as a PyTree that is a prefix of what they speak of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import equinox as eqx
@@ -23,10 +23,11 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
     while pending:
         path, axis, part = pending.pop()
         if axis is None or isinstance(axis, int) or _is_rule(axis):
-            rule: Callable[[Any], Any] = (
-                axis if callable(axis) else lambda _, axis=axis: axis
-            )
-            axes += [_checked(rule(leaf), name, path) for leaf in jtu.tree_leaves(part)]
+            leaves = jtu.tree_leaves(part)
+            if callable(axis):
+                axes += [_checked(axis(leaf), name, path) for leaf in leaves]
+            else:
+                axes += [_checked(axis, name, path)] * len(leaves)
             continue
         above, below = open_level(axis), open_level(part)
         if above is None:

@@ -8,9 +8,9 @@ traced with a function goes when the function goes.
 
 import dataclasses
 import functools
-import math
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set as AbstractSet
+from numbers import Number
 from types import FunctionType
 from typing import Any, cast
 
@@ -75,7 +75,7 @@ def fingerprint(value: Any) -> Hashable:
     """
     if isinstance(value, FunctionType):
         return _WeakFunction(value, _forget)
-    if isinstance(value, float | complex):
+    if isinstance(value, Number):
         return type(value), repr(value)
     return exact_type(value), value
 
@@ -83,10 +83,9 @@ def fingerprint(value: Any) -> Hashable:
 def exact_type(value: object) -> Hashable:
     """What tells apart values that are equal: their types, all the way down."""
     kind = type(value)
-    if isinstance(value, float | complex):
-        # `repr` tells zeros of either sign apart.
-        zero = value == 0.0
-        return kind, repr(value) if zero or not math.isfinite(abs(value)) else None
+    if isinstance(value, Number):
+        # Zeros of either sign are equal, and so are decimals of other precision.
+        return kind, repr(value)
     if isinstance(value, list | tuple):
         return kind, tuple(map(exact_type, cast(Iterable[object], value)))
     if isinstance(value, Mapping):

@@ -55,7 +55,7 @@ class Trace:
     @functools.cached_property
     def program(self) -> Callable[..., tuple[Any, ...]]:
         """The compiled computation: `program(layout, *inputs)`."""
-        lane = cast(Callable[..., Any], jec.jaxpr_as_fun(self.computation))
+        lane = jec.jaxpr_as_fun(self.computation)
 
         def run(layout: Layout, *inputs: Any) -> tuple[Any, ...]:
             return over_nodes(lane, layout, inputs)
@@ -65,7 +65,7 @@ class Trace:
     def varies(self, lanes: Lanes) -> tuple[bool, ...]:
         """For each output, whether it can differ from lane to lane."""
         flags = LaneFlags()
-        lane = cast(Callable[..., Any], jec.jaxpr_as_fun(self.computation))
+        lane = jec.jaxpr_as_fun(self.computation)
         axes = tuple(self.axes[i] for i in self.reads)
         layout = all_lanes(axes, lanes, len(self.outputs))
         jax.eval_shape(

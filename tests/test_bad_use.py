@@ -355,12 +355,12 @@ def test_methods_must_return_a_node_of_their_class(name, lanes):
 
 
 def test_a_subclass_is_another_class():
-    class Sub(Count):
-        pass
-
     class Becomes(Count):
         def step(self):
             return Sub(self.x)
+
+    class Sub(Becomes):
+        pass
 
     with pytest.raises(TypeError, match="must return a Becomes, but returned a Sub"):
         call_all_fns(Becomes(), "step")

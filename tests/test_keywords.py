@@ -100,7 +100,7 @@ def test_a_legacy_key_reaches_the_method_as_one():
 
 def test_every_node_and_lane_has_its_own_key(key):
     model, _ = vmap_call_all_fns(
-        [Draw(2), {"a": Draw(2)}, Draw(2)], "step", axis_size=4, key=key
+        [Draw(2), {"a": Draw(2), "b": [Draw(2)]}, Draw(2)], "step", axis_size=4, key=key
     )
     rows = np.concatenate([x.reshape(-1) for x in jtu.tree_leaves(model)])
     assert len(np.unique(rows)) == rows.size
@@ -140,6 +140,22 @@ def test_args_in_axes(key, args_in_axes):
         net, "grow", by, axis_size=4, in_axes=delta, args_in_axes=args_in_axes
     )
     np.testing.assert_array_equal(got[0].v, net[0].v + by[:, None])
+
+
+@pytest.mark.parametrize("args_in_axes", [[0, None], ([0, None],)])
+def test_args_in_axes_of_one_argument_that_is_a_tree(args_in_axes):
+    class Sum(eqx.Module):
+        v: Any = None
+
+        def step(self, pair):
+            return replace(self, v=jnp.broadcast_to(pair[0], (4,)) + pair[1])
+
+    pair = [jnp.arange(4.0), jnp.ones(4)]
+    got, _ = vmap_call_all_fns(
+        Sum(), "step", pair, axis_size=4, args_in_axes=args_in_axes
+    )
+    assert got.v.shape == (4, 4)
+    np.testing.assert_array_equal(got.v[2], np.full(4, 3.0))
 
 
 @pytest.mark.parametrize("kwargs_in_axes", [1, {"twice": 1}, {"twice": -1}])
@@ -574,12 +590,12 @@ def test_spmd_axis_name_lays_lanes_along_a_mesh_axis(key):
 
     def run(x):
         return vmap_call_all_fns(
-            Constrain(x), "step", axis_size=2, spmd_axis_name="data"
+            Constrain(x), "step", axis_size=2, in_axes=0, spmd_axis_name="data"
         )[0].x
 
-    text = str(jax.make_jaxpr(run)(jnp.ones(3)))
-    assert "'data'" in text
-    assert run(jnp.ones(3)).shape == (2, 3)
+    # Without the name the lanes' axis would be unconstrained.
+    assert "('data',)" in str(jax.make_jaxpr(run)(jnp.ones((2, 3))))
+    assert run(jnp.ones((2, 3))).shape == (2, 3)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 9])

@@ -250,6 +250,28 @@ def test_a_node_sees_what_earlier_calls_left():
     assert (model.reader.seen, model.reader.child.x, model.seen) == (2.0, 20.0, 20.0)
 
 
+def test_calls_of_one_kind_wait_for_what_each_of_them_reads():
+    class Child(eqx.Module):
+        x: jax.Array
+
+        def step(self):
+            return chorax.replace(self, x=self.x + 1)
+
+    class Reader(eqx.Module):
+        child: Child
+        seen: jax.Array
+
+        def step(self):
+            return chorax.replace(self, seen=self.child.x * 2)
+
+    zero = jnp.zeros(())
+    net = [Reader(Child(zero + i), zero - i) for i in range(1, 4)]
+    model, _ = chorax.call_all_fns(
+        net, "step", node_to_exclude=lambda path, _: path == (0, "child")
+    )
+    assert [reader.seen for reader in model] == [2, 6, 8]
+
+
 class Leaky(eqx.Module):
     w: jax.Array
     v: jax.Array | None = None

@@ -121,7 +121,8 @@ def vmap_call_all_fns(
     - `state_to_exclude`: a filter over leaves; those it keeps are written once for all
         lanes, without a lane axis.
     - `where`: a boolean array of shape `(axis_size,)`. Lanes where it is false keep
-        what they had.
+        what they had; a written leaf for which they had nothing (it was `None`, or of
+        another shape or dtype, or has no lane axis) is an error. `None`: all lanes.
     - `has_aux`: methods return `(node, aux)`; there is a third result.
     - `in_axes`: the leaves of `target` that have a lane axis already, as
         `eqx.filter_vmap` takes it, or a `StateDelta`. `None`: none has; a method sees

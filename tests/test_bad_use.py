@@ -212,7 +212,7 @@ CASES = {
         lambda: call(in_axes={"b": 0}),
         ValueError,
         "`in_axes` must be a prefix of the tree it describes, but they part at the "
-        "root `()`: dict against dict",
+        "root `()`: a dict of ['b'] against a dict of ['a'].",
     ),
     "axes of another type": (
         lambda: call(in_axes={"a": ["x", None]}),
@@ -605,7 +605,7 @@ def test_where_needs_something_to_keep(name):
 
 def test_where_can_not_keep_an_excluded_leaf_or_a_structure():
     where = jnp.ones(4, bool)
-    with pytest.raises(ValueError, match="`state_to_exclude` makes it the same"):
+    with pytest.raises(ValueError, match=r"makes it the same .* Do not exclude it"):
         call(
             dataclasses.replace(Box(jnp.ones(2)), y=jnp.ones(1)),
             "fill",
@@ -633,6 +633,42 @@ def test_a_traced_static_field_is_refused():
 
     with pytest.raises(TypeError, match="put a traced array into a static field"):
         call_all_fns(Static(jnp.ones(())), "step")
+
+
+def test_a_property_that_raises_is_not_a_missing_method():
+    class Broken(eqx.Module):
+        @property
+        def step(self):
+            return cast(Any, self).nothing
+
+    with pytest.raises(AttributeError, match="nothing") as info:
+        call({"a": Broken()})
+    assert "property `step` of Broken at `a`" in info.value.__notes__[0]
+
+
+def test_a_traced_value_in_a_static_dictionary_is_refused():
+    class Static(eqx.Module):
+        x: jax.Array
+        n: Any = eqx.field(static=True, default=0)
+
+        def step(self):
+            return replace(self, n={"a": [self.x + 1]})
+
+    with pytest.raises(TypeError, match="put a traced array into a static field"):
+        call_all_fns(Static(jnp.ones(())), "step")
+
+
+def test_warnings_under_a_wrapper_of_equinox_are_the_callers():
+    with pytest.warns(UserWarning, match="wrote nothing") as w:
+        eqx.filter_jit(call_all_fns)(Last(), "step")
+    assert [x.filename for x in w] == [__file__]
+
+
+def test_a_field_may_be_called_module():
+    class Wraps(eqx.Module):
+        module: Any
+
+    assert replace(Wraps(1), module=2).module == 2
 
 
 def test_replace_wants_a_field():

@@ -200,6 +200,29 @@ def test_select():
         one.select(3)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_selected_delta_fits_the_same_models():
+    class Two(eqx.Module):
+        a: Any = None
+        b: Any = None
+
+        def init(self):
+            return replace(self, a=jnp.zeros(2), b=jnp.ones(2))
+
+    net = [Two(), Two()]
+    model, delta = vmap_call_all_fns(net, "init", axis_size=3)
+    one, two = (delta.select(PathContains(name)) for name in "ab")
+    states, rest = eqx.partition(model, one.filter_spec)
+    assert [x.shape for x in jtu.tree_leaves(states)] == [(3, 2)] * 2
+    assert states[0].b is None
+    oracle.assert_same(eqx.combine(states, rest), model)
+    assert one.in_axes[0].a == 0
+    assert one.in_axes[0].b is None
+    oracle.assert_same(apply_delta(model, one), model)
+    assert apply_delta(net, one)[0].b is None
+    oracle.assert_same(apply_delta(net, one | two), model)
+    assert (one | two).paths == delta.paths
+
+
 def test_select_keeps_what_was_mapped_before():
     net, first = vmap_call_all_fns(cells(), "init", axis_size=2)
     _, later = vmap_call_all_fns(net, "both", axis_size=2, in_axes=first)

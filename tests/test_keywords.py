@@ -616,6 +616,49 @@ def test_chunks_give_the_same_result(key, chunk_size):
     assert parts[0].x.shape == (4, 3)
 
 
+@pytest.mark.parametrize("shape", [(5, 0), (0,), (0, 3)])
+def test_chunks_of_nothing(shape):
+    class Node(eqx.Module):
+        x: Any
+
+        def step(self):
+            return replace(self, x=jnp.zeros(shape))
+
+    model, _ = vmap_call_all_fns(
+        Node(jnp.ones(shape)), "step", axis_size=3, chunk_size=2
+    )
+    assert model.x.shape == (3, *shape)
+
+
+def test_a_chunk_runs_effects_once_a_lane(capfd):
+    class Node(eqx.Module):
+        x: Any
+
+        def step(self):
+            jax.debug.print("x={x}", x=self.x)
+            return replace(self, x=self.x + 1)
+
+    model, _ = vmap_call_all_fns(
+        Node(jnp.arange(5)), "step", axis_size=5, in_axes=0, chunk_size=2
+    )
+    jax.effects_barrier()
+    assert sorted(capfd.readouterr().out.split()) == [f"x={i}" for i in range(5)]
+    assert model.x.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_delta_says_which_axes_arguments_have(key):
+    class Take(eqx.Module):
+        v: Any = None
+
+        def step(self, net):
+            return replace(self, v=net[0].v.sum())
+
+    net, delta = made(key)
+    for args, axes in (((net,), (delta,)), (net, delta), (net, delta.in_axes)):
+        got, _ = vmap_call_all_fns(Take(), "step", args, axis_size=4, args_in_axes=axes)
+        assert got.v.shape == (4,)
+
+
 def test_a_chunk_bounds_what_is_alive():
     class Wide(eqx.Module):
         x: Any

@@ -104,6 +104,21 @@ def test_an_mlp_with_other_layers_is_left_to_them():
     assert chorax.reset_parameters(other, key=new) is other
 
 
+def test_an_mlp_with_changed_layers_is_left_to_them():
+    old, new = keys()
+    mlp = eqx.nn.MLP(2, 1, 4, 2, key=old)
+    head = eqx.tree_at(lambda m: m.layers[-1], mlp, eqx.nn.Linear(4, 5, key=old))
+    half = eqx.tree_at(
+        lambda m: m.layers[1].weight, mlp, jnp.ones((4, 4), jnp.bfloat16)
+    )
+    longer = eqx.tree_at(lambda m: m.layers, mlp, (*mlp.layers, mlp.layers[1]))
+    for model in (head, half, longer):
+        assert chorax.reset_parameters(model, key=new) is model
+    fresh, _ = chorax.call_all_fns(head, chorax.reset_parameters, key=new)
+    built = eqx.nn.Linear(4, 5, key=oracle.node_key(new, ("layers", 2)))
+    oracle.assert_same(fresh.layers[-1], built)
+
+
 def test_other_modules_come_back_unchanged():
     class Mine(eqx.Module):
         w: jax.Array

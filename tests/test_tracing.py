@@ -5,6 +5,7 @@ import decimal
 import gc
 import re
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -478,6 +479,38 @@ def test_disable_jit_knows_the_keywords(key):
         assert da.paths == db.paths
         assert jtu.tree_leaves(da.in_axes) == jtu.tree_leaves(db.in_axes)
     assert plain[0][0][0].n.shape == (2,)
+
+
+def test_disable_jit_and_gradients():
+    class Node(eqx.Module):
+        a: jax.Array
+
+        def step(self):
+            return replace(self, a=self.a * 2)
+
+    def loss(x):
+        return vmap_call_all_fns([Node(x)], "step", axis_size=2)[0][0].a.sum()
+
+    with jax.disable_jit():
+        assert jax.grad(loss)(jnp.ones(1)) == 4
+
+
+def test_static_arrays_are_never_remembered():
+    class Node(eqx.Module):
+        w: jax.Array
+        t: Any = eqx.field(static=True)
+
+        def step(self):
+            return replace(self, w=self.w + self.t.sum())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = [Node(jnp.ones(2, jnp.int32), np.arange(i + 2)) for i in (0, 0, 1)]
+    for _ in range(2):
+        model, _ = call_all_fns(net[:2], "step")
+        assert [node.w[0] for node in model] == [2, 2]
+        assert call_all_fns(net[2], "step")[0].w[0] == 4
+        assert call_all_fns({"a": net[0]}, "step")[0]["a"].w[0] == 2
 
 
 def test_only_what_is_read_is_touched():

@@ -10,7 +10,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax.tree_util as jtu
 
-from ._paths import leaf_paths, open_level, Path, place
+from ._paths import leaf_paths, Level, open_level, Path, place
 
 
 Axes = tuple[int | None, ...]
@@ -35,7 +35,7 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
         if above is None or below is None or above.shell != below.shell:
             raise ValueError(
                 f"`{name}` must be a prefix of the tree it describes, but they part at "
-                f"{place(path)}: {type(axis).__name__} against {type(part).__name__}."
+                f"{place(path)}: {_show(axis, above)} against {_show(part, below)}."
             )
         rows = zip(above.keys, above.children, below.children, strict=True)
         pending.extend(reversed([((*path, key), a, b) for key, a, b in rows]))
@@ -84,6 +84,12 @@ def check_lengths(tree: Any, axes: Axes, size: int, name: str) -> None:
             f"{where}, which must be `axis_size` = {size} long, but it {found}: its "
             f"shape is {shape}. Map it along its lane axis, or use `None` to share it."
         )
+
+
+def _show(tree: Any, level: Level | None) -> str:
+    if level is None:
+        return f"{tree!r}" if not eqx.is_array(tree) else "an array"
+    return f"a {type(tree).__name__} of {list(level.keys)}"
 
 
 def _is_rule(axis: Any) -> bool:

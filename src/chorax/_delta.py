@@ -50,6 +50,8 @@ class StateDelta(eqx.Module, Generic[T]):
     _written: tuple[bool, ...] = eqx.field(static=True)
     _axes: tuple[int | None, ...] = eqx.field(static=True)
     _tags: tuple[frozenset[str], ...] = eqx.field(static=True)
+    # The lane axis that the leaf had before, if it was there.
+    _mapped: tuple[int | None, ...] = eqx.field(static=True)
 
     @property
     def in_axes(self) -> T:
@@ -101,31 +103,30 @@ class StateDelta(eqx.Module, Generic[T]):
 
         **Returns:**
 
-        A delta of the kept leaves. A leaf that is not kept and was not there before is
-        `None` in the models it is applied to.
+        A delta of the kept leaves, for models of the same structures. In a model that
+        it is applied to, a leaf that is not kept and was not there before is `None`.
 
         **Raises:** `TypeError` for anything that is not a filter.
         """
         keeps = to_predicate(filter)
-        known = frozenset(leaf_paths(self.before))
-        written: list[bool] = []
-        skeleton: list[Any] = []
-        for path, value, was_written, tags in self.leaves():
-            kept = was_written and keeps(path, value, tags)
-            written.append(kept)
-            stays = kept or not was_written or path in known
-            skeleton.append(_Leaf(len(skeleton)) if stays else None)
-        left, after = jtu.tree_flatten(jtu.tree_unflatten(self.after, skeleton))
         rows = self.leaves()
-        picked: list[int] = [leaf.index for leaf in left]
+        kept = [was and keeps(path, value, tags) for path, value, was, tags in rows]
+        axes = zip(kept, self._written, self._axes, self._mapped, strict=True)
         return make_delta(
             self.before,
-            after,
-            [rows[i][1] if written[i] else None for i in picked],
-            [written[i] for i in picked],
-            [self._axes[i] for i in picked],
-            [self._tags[i] if written[i] else frozenset() for i in picked],
+            self.after,
+            [
+                x if keep else None
+                for (_, x, _, _), keep in zip(rows, kept, strict=True)
+            ],
+            kept,
+            [old if was and not keep else axis for keep, was, axis, old in axes],
+            [
+                tags if keep else frozenset()
+                for keep, tags in zip(kept, self._tags, strict=True)
+            ],
             self.axis_size,
+            self._mapped,
         )
 
     def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
@@ -158,8 +159,10 @@ class StateDelta(eqx.Module, Generic[T]):
             new_axes.append(axis if known else axes.get(path))
             tags.append(own | old_tags)
         size = self.axis_size if later.axis_size is None else later.axis_size
+        old = dict(zip(earlier, self._mapped, strict=True))
+        mapped = [old.get(path) for path, _, _, _ in rows]
         return make_delta(
-            self.before, later.after, values, written, new_axes, tags, size
+            self.before, later.after, values, written, new_axes, tags, size, mapped
         )
 
     def __repr__(self) -> str:
@@ -274,7 +277,7 @@ def diff(old: Any, new: T) -> "StateDelta[T]":
     count = len(leaves)
     values = [x if w else None for x, w in zip(leaves, written, strict=True)]
     none, untagged = [None] * count, [frozenset[str]()] * count
-    return make_delta(before, after, values, written, none, untagged, None)
+    return make_delta(before, after, values, written, none, untagged, None, none)
 
 
 def make_delta(
@@ -285,11 +288,12 @@ def make_delta(
     axes: Sequence[int | None],
     tags: Sequence[frozenset[str]],
     axis_size: int | None,
+    mapped: Sequence[int | None],
 ) -> StateDelta[Any]:
     """A delta from its parts; all but the structures have an entry for each leaf of
     `after`, and `values` has `None` where nothing was written."""
     tree = jtu.tree_unflatten(after, values)
-    rest = tuple(written), tuple(axes), tuple(tags)
+    rest = tuple(written), tuple(axes), tuple(tags), tuple(mapped)
     return StateDelta(tree, axis_size, before, after, *rest)
 
 

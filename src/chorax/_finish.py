@@ -100,18 +100,20 @@ def _check_kept(placed: Sequence[Placed], plan: Plan, walked: Walked) -> None:
         if not leaf.written:
             continue
         new = plan.specs[leaf.name]
+        cure = "Call once without `where` first, or let the method keep shape and dtype"
         if leaf.original is None:
             problem = "there was no value before"
         elif not isinstance(new, ArraySpec):
             problem = "what was written is no array, and is the same for all lanes"
+            cure = "Exclude the node, or write an array"
         elif not leaf.has_lanes:
             problem = "`state_to_exclude` makes it the same for all lanes"
+            cure = "Do not exclude it, or call without `where`"
         else:
             problem = _unlike(plan.specs[leaf.original], new)
         if problem:
             raise ValueError(
-                f"{reason} {place(leaf.path)} has nothing to keep: {problem}. Call "
-                "once without `where` first, or let the method keep shape and dtype."
+                f"{reason} {place(leaf.path)} has nothing to keep: {problem}. {cure}."
             )
     found = first_difference(walked.structure, plan.structure)
     if found is not None:
@@ -205,6 +207,7 @@ def describe(
         [_axis(leaf, axes) for leaf in placed],
         [own if leaf.written else frozenset() for leaf in placed],
         request.size,
+        [None if leaf.original is None else axes[leaf.original] for leaf in placed],
     )
 
 

@@ -8,7 +8,7 @@ or a constant.
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast, TypeAlias, TypeGuard
 
 import equinox as eqx
@@ -255,6 +255,8 @@ def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
                 pending.extend([*data[1:], *part.children()])
         elif isinstance(part, tuple | list):
             pending.extend(cast(Sequence[Any], part))
+        elif isinstance(part, Mapping):
+            pending.extend(cast(Mapping[Any, Any], part).values())
 
 
 def _name(x: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+import numpy as np
 
 
 class Cell:
@@ -29,11 +30,8 @@ class Cell:
 
 
 def recall(key: object) -> Cell:
-    """The cell of a key; a fresh one, that is not kept, where it can't be hashed."""
-    try:
-        return _kept_cell(key)
-    except TypeError:
-        return Cell()
+    """The cell of a key; `TypeError` where it can't be hashed."""
+    return _kept_cell(key)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,6 +81,9 @@ def fingerprint(value: Any) -> Hashable:
 def exact_type(value: object) -> Hashable:
     """What tells apart values that are equal: their types, all the way down."""
     kind = type(value)
+    if isinstance(value, np.ndarray | jax.Array):
+        # Equal only element by element, and not to be kept alive.
+        raise TypeError("An array can't be a part of a key.")
     if isinstance(value, Number):
         # Zeros of either sign are equal, and so are decimals of other precision.
         return kind, repr(value)

@@ -44,7 +44,7 @@ def find_method(
     node: eqx.Module, path: Path, name: str
 ) -> tuple[Any, Signature] | None:
     """A node's attribute `name` as its class defines it; `None` if there is none."""
-    definition = next(
+    definition: Any = next(
         (vars(base)[name] for base in type(node).__mro__ if name in vars(base)), None
     )
     if isinstance(definition, FunctionType) and name not in vars(node):
@@ -52,17 +52,27 @@ def find_method(
     # Fields that hold a callable, wrapped methods, properties, `__getattr__`.
     try:
         value = getattr(node, name)
-    except AttributeError:
-        return None
+    except AttributeError as error:
+        if definition is None:
+            return None
+        error.add_note(
+            f"Raised by the property `{name}` of {type(node).__name__} at "
+            f"{place(path)}, in a collective call of chorax."
+        )
+        raise
     if not callable(value):
         raise TypeError(
             f"`{name}` of {type(node).__name__} at {place(path)} is not callable, but "
             f"a {type(value).__name__}. Give the name of a method, or exclude the node."
         )
-    if callable(definition) and name not in vars(node):
+    if _binds_itself(definition) and name not in vars(node):
         # What binds a wrapped method to its node may hide signature and mark.
         return definition, read_signature(definition, bound=False)
     return definition, read_signature(value, bound=True)
+
+
+def _binds_itself(definition: Any) -> bool:
+    return callable(definition) and type(definition) not in (staticmethod, classmethod)
 
 
 def decide_key(

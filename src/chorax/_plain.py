@@ -36,7 +36,10 @@ def run_plainly(
             jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in news
         )
         seen.append((outcome, structs))
-        return tuple(news) if lanes is None else flags.watch(news)
+        if lanes is not None:
+            # Watched on the side: what watches can't be differentiated in reverse.
+            flags.watch([jax.lax.stop_gradient(x) for x in news])
+        return tuple(news)
 
     values = list(inputs)
     specs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]

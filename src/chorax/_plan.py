@@ -154,8 +154,8 @@ class _Planner:
         )
 
     def _trace(self, kind: Kind, path: Path) -> Trace:
-        token = kind.token
         try:
+            token = kind.token
             trace = self._traces.get(token)
         except TypeError:
             # Something static can't be hashed: the node is a kind of its own.

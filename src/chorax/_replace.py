@@ -9,7 +9,7 @@ import equinox as eqx
 M = TypeVar("M", bound=eqx.Module)
 
 
-def replace(module: M, **fields: Any) -> M:
+def replace(module: M, /, **fields: Any) -> M:
     """A copy of a module with some fields changed.
 
     Unlike `dataclasses.replace` it runs no `__init__`, `__post_init__`, converter or

@@ -59,10 +59,7 @@ def target_axes(target: Any, request: Request) -> Axes:
     """The lane axis of every leaf of the target."""
     if request.lanes is None:
         return (None,) * len(jtu.tree_leaves(target))
-    in_axes: Any = request.in_axes
-    if isinstance(in_axes, StateDelta):
-        in_axes = cast(StateDelta[Any], in_axes).in_axes
-    axes = resolve_axes(target, in_axes, "in_axes")
+    axes = resolve_axes(target, _plain_axes(request.in_axes), "in_axes")
     check_lengths(target, axes, request.lanes.size, "in_axes")
     return axes
 
@@ -76,8 +73,8 @@ def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]
     axes: Axes = (None,) * len(leaves)
     if request.lanes is not None:
         size = request.lanes.size
-        args_axes = argument_axes(request.args, request.args_in_axes)
-        kwargs_axes = keyword_axes(kwargs, request.kwargs_in_axes)
+        args_axes = argument_axes(request.args, _plain_axes(request.args_in_axes))
+        kwargs_axes = keyword_axes(kwargs, _plain_axes(request.kwargs_in_axes))
         own = resolve_axes(args, args_axes, "args_in_axes")
         named = resolve_axes(kwargs, kwargs_axes, "kwargs_in_axes")
         check_lengths(args, own, size, "args_in_axes")
@@ -106,6 +103,18 @@ def excluded_leaves(request: Request) -> Excludes | None:
     is_delta = isinstance(known, StateDelta)
     tags = tags_by_path(cast(StateDelta[Any], known)) if is_delta else {}
     return Excludes(request.state_to_exclude, tags, request.state_tag)
+
+
+def _plain_axes(in_axes: Any) -> Any:
+    """A tree of axes in which every delta stands for its own."""
+
+    def is_delta(x: Any) -> bool:
+        return isinstance(x, StateDelta)
+
+    def axes(x: Any) -> Any:
+        return x.in_axes if is_delta(x) else x
+
+    return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
 
 
 def _rules(function: Any) -> Any:

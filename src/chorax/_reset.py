@@ -6,6 +6,7 @@ from typing import Any, cast, Protocol, runtime_checkable, TypeVar
 
 import equinox as eqx
 import jax
+import jax.tree_util as jtu
 
 from ._replace import replace
 
@@ -83,10 +84,11 @@ def _linear(node: eqx.nn.Linear, *, key: jax.Array) -> eqx.nn.Linear:
 @reset_parameters.register(eqx.nn.MLP)
 def _mlp(node: eqx.nn.MLP, *, key: jax.Array) -> eqx.nn.MLP:
     # The constructor splits one key over all layers, so it draws them together. Where
-    # somebody has put other layers in, there is no such constructor: they stand alone.
-    if any(type(layer) is not eqx.nn.Linear for layer in node.layers):
+    # somebody has put in others, or cast them, no constructor makes such layers: each
+    # of them stands alone.
+    weight: Any = getattr(node.layers[0], "weight", None)
+    if not eqx.is_array(weight):
         return node
-    weight = _parameter(node.layers[0], "weight")
 
     def draw(key: jax.Array) -> tuple[eqx.nn.Linear, ...]:
         new = eqx.nn.MLP(
@@ -103,11 +105,16 @@ def _mlp(node: eqx.nn.MLP, *, key: jax.Array) -> eqx.nn.MLP:
         return new.layers
 
     drawn = _per_slice(draw, key, weight.shape[:-2])
-    layers = tuple(
-        replace(old, weight=new.weight, bias=None if old.bias is None else new.bias)
-        for old, new in zip(node.layers, drawn, strict=True)
+    return replace(node, layers=drawn) if _alike(drawn, node.layers) else node
+
+
+def _alike(one: Any, other: Any) -> bool:
+    leaves, structure = jtu.tree_flatten(one)
+    others, other_structure = jtu.tree_flatten(other)
+    return structure == other_structure and all(
+        eqx.is_array(y) and (x.shape, x.dtype) == (y.shape, y.dtype)
+        for x, y in zip(leaves, others, strict=True)
     )
-    return replace(node, layers=layers)
 
 
 def _per_slice(

@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.core
 import jax.extend.core as jec
 import jax.numpy as jnp
+import jax.tree_util as jtu
 
 # `dce_jaxpr` has no public counterpart. It tells which inputs a computation reads; if
 # it moves, every input can be taken as read, at the cost of stacking leaves in vain.
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from ._kind import ArraySpec, Call, call_lane, Kind, Lanes, Outcome
-from ._memo import recall, surroundings
+from ._memo import Cell, recall, surroundings
 from ._paths import Path
 
 
@@ -83,7 +84,7 @@ def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
     try:
         cell = recall((surroundings(), call.token, kind.token))
     except TypeError:
-        cell = recall([])  # Something static can't be hashed: nothing is remembered.
+        cell = Cell()  # Something static can't be a key: nothing is remembered.
     if cell.value is None:
         trace = _trace(kind, call, path)
         if any(isinstance(x, jax.core.Tracer) for x in trace.computation.consts):
@@ -182,17 +183,30 @@ def _over_chunks(
         outputs = zip(one(step[1]), layout.out_lanes, strict=True)
         return [x for x, has in outputs if has]
 
-    # The lane's number is mapped too, so that there is something to map over.
+    # The lane's number is mapped too, so that there is something to map over. Chunks
+    # are cut by hand: `jax.lax.map` can't cut arrays without elements.
     steps = (jnp.arange(lanes.size), mapped)
-    stacked = cast(
-        list[Any],
-        # JAX does not annotate its parameters.
-        jax.lax.map(with_lanes, steps, batch_size=chunk_size),  # pyright: ignore[reportUnknownMemberType]
-    )
-    batched = iter(stacked)
+    count = lanes.size // chunk_size
+    whole = count * chunk_size
+
+    def cut(x: Any) -> Any:
+        return x[:whole].reshape(count, chunk_size, *x.shape[1:])
+
+    def left(x: Any) -> Any:
+        return x[whole:]
+
+    run = jax.vmap(with_lanes)
+    chunks = jtu.tree_map(cut, steps)
+    _, parts = jax.lax.scan(lambda _, step: (None, run(step)), None, chunks)
+    batched = [x.reshape(whole, *x.shape[2:]) for x in parts]
+    if whole < lanes.size:
+        pairs = zip(batched, run(jtu.tree_map(left, steps)), strict=True)
+        batched = [jnp.concatenate(pair) for pair in pairs]
+    if all(layout.out_lanes):
+        return tuple(batched)
     shared = one({i: x[0] for i, x in mapped.items()})
     outputs = zip(shared, layout.out_lanes, strict=True)
-    return tuple(next(batched) if has else x for x, has in outputs)
+    return tuple(batched.pop(0) if has else x for x, has in outputs)
 
 
 class LaneFlags:

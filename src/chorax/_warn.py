@@ -7,7 +7,7 @@ from types import FrameType
 
 
 # The packages whose frames may lie between a user's call and the warning.
-_OURS = ("chorax", "beartype", "jaxtyping")
+_OURS = ("chorax", "beartype", "jaxtyping", "equinox", "jax")
 
 
 def warn(messages: Iterable[str]) -> None:

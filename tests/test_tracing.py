@@ -2,6 +2,7 @@
 
 import dataclasses
 import decimal
+import functools
 import gc
 import re
 import threading
@@ -343,15 +344,19 @@ def test_nothing_keeps_arrays_alive(key):
         def step(self, by, *, key):
             return replace(self, v=self.v + by + jax.random.normal(key, ()))
 
+    def add(x, node):
+        return replace(node, v=node.v + x)
+
     def use():
-        v, by, closed = jnp.ones(5), jnp.ones(5), jnp.ones(5)
+        v, by, closed, bound = (jnp.ones(5) for _ in range(4))
         vmap_call_all_fns([Node(v)], "step", by, axis_size=2, key=key)
         call_all_fns([Node(v)], lambda node: replace(node, v=node.v + closed))
-        return [weakref.ref(x) for x in (v, by, closed)]
+        call_all_fns([Node(v)], functools.partial(add, bound))
+        return [weakref.ref(x) for x in (v, by, closed, bound)]
 
     refs = use()
     gc.collect()
-    assert [ref() for ref in refs] == [None] * 3
+    assert [ref() for ref in refs] == [None] * 4
 
 
 def test_nothing_keeps_tracers_alive(key):

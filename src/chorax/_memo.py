@@ -47,15 +47,13 @@ def _kept_cell(key: Any) -> Cell:
     return cell
 
 
-class _WeakFunction(weakref.ref[FunctionType]):
+class _WeakFunction(weakref.ref[Any]):
     """Equal for the same living function; empties its cells when the function dies."""
 
     __slots__ = ("cells",)
     cells: weakref.WeakSet[Cell]
 
-    def __new__(
-        cls, function: FunctionType, callback: Callable[[Any], None]
-    ) -> "_WeakFunction":
+    def __new__(cls, function: Any, callback: Callable[[Any], None]) -> "_WeakFunction":
         self = super().__new__(cls, function, callback)
         self.cells = weakref.WeakSet()
         return self
@@ -71,7 +69,7 @@ def fingerprint(value: Any) -> Hashable:
 
     Python's own equality is too coarse: `1 == 1.0 == True` and `0.0 == -0.0`.
     """
-    if isinstance(value, FunctionType):
+    if isinstance(value, FunctionType | functools.partial):
         return _WeakFunction(value, _forget)
     if isinstance(value, Number):
         return type(value), repr(value)

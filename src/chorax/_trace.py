@@ -195,7 +195,7 @@ def _over_chunks(
     def left(x: Any) -> Any:
         return x[whole:]
 
-    run = jax.vmap(with_lanes)
+    run = jax.vmap(with_lanes, spmd_axis_name=lanes.spmd_axis_name)
     chunks = jtu.tree_map(cut, steps)
     _, parts = jax.lax.scan(lambda _, step: (None, run(step)), None, chunks)
     batched = [x.reshape(whole, *x.shape[2:]) for x in parts]

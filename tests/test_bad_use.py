@@ -565,7 +565,7 @@ def test_a_filter_that_raises_says_where():
     def bad(x):
         raise KeyError("no")
 
-    with pytest.raises(KeyError) as info:
+    with pytest.raises(KeyError, match="no") as info:
         call(node_to_exclude=bad)
     assert "at `a.0`" in info.value.__notes__[0]
 

@@ -277,7 +277,7 @@ def test_or_refuses_what_does_not_follow():
     _, three = vmap_call_all_fns(net, "both", axis_size=3)
     with pytest.raises(ValueError, match="have 2 and 3 lanes"):
         _ = first | three
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="unsupported operand"):
         _ = first | 3  # pyright: ignore[reportOperatorIssue]
 
 

@@ -174,7 +174,7 @@ def make(cls: Any, value: Any) -> Any:
     ],
 )
 def test_bad_parts(build, message):
-    with pytest.raises(TypeError, match="type|key|str") as info:
+    with pytest.raises(TypeError, match=r"type|key|str") as info:
         build()
     text = str(info.value)
     assert message in text or "Type-check error" in text

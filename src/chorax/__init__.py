@@ -1,6 +1,10 @@
 """Collective calls over the modules of an Equinox model, in many lanes at once."""
 
 from . import filters as filters
+from ._annotations import (
+    AnnotationError as AnnotationError,
+    check_annotations as check_annotations,
+)
 from ._assign import assign_state_values as assign_state_values
 from ._call import call_all_fns as call_all_fns, vmap_call_all_fns as vmap_call_all_fns
 from ._delta import apply_delta as apply_delta, diff as diff, StateDelta as StateDelta

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._paths import dotted, Path, walk
+from ._typed import typed
 
 
 T = TypeVar("T")
 
 
+@typed
 def assign_state_values(
     target: T, *mappings: Mapping[Any, Any]
 ) -> tuple[T, list[Any], list[str]]:
@@ -48,12 +50,6 @@ def assign_state_values(
 
     ```
     """
-    for mapping in mappings:
-        if not isinstance(cast(object, mapping), Mapping):
-            raise TypeError(
-                "`assign_state_values` takes mappings from paths to values, but got a "
-                f"{type(mapping).__name__}."
-            )
     # `None` is a place too: with it as a leaf, structure and leaves stay in step.
     leaves, structure = jtu.tree_flatten(target, is_leaf=_is_none)
     places = [path for path, x, is_leaf in walk(target) if is_leaf or x is None]

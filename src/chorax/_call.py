@@ -19,6 +19,7 @@ from ._checks import (
 from ._collective import run_collective
 from ._delta import StateDelta
 from ._request import Request
+from ._typed import typed
 from .filters import Filter
 
 
@@ -73,6 +74,7 @@ def vmap_call_all_fns(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
+@typed
 def vmap_call_all_fns(
     target: Any,
     fn_name: Any,
@@ -90,8 +92,8 @@ def vmap_call_all_fns(
     in_axes: Any = None,
     args_in_axes: Any = None,
     kwargs_in_axes: Any = None,
-    axis_name: Any = None,
-    spmd_axis_name: Any = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable = None,
     chunk_size: Any = None,
 ) -> Any:
     """Calls one method on every module of a model, in many lanes at once.

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 
 from ._paths import dotted, first_difference, leaf_paths, Path, place
 from ._table import html_table, text_table
+from ._typed import typed
 from .filters import Filter, to_predicate
 
 
@@ -199,6 +200,7 @@ class StateDelta(eqx.Module, Generic[T]):
         ]
 
 
+@typed
 def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
     """Puts the written values of a delta into a model.
 
@@ -228,10 +230,6 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
 
     ```
     """
-    if not isinstance(cast(object, delta), StateDelta):
-        raise TypeError(
-            f"`apply_delta` takes a `StateDelta`, but got a {type(delta).__name__}."
-        )
     leaves, structure = jtu.tree_flatten(model)
     rows = delta.leaves()
     if structure == delta.after:
@@ -295,6 +293,18 @@ def make_delta(
     tree = jtu.tree_unflatten(after, values)
     rest = tuple(written), tuple(axes), tuple(tags), tuple(mapped)
     return StateDelta(tree, axis_size, before, after, *rest)
+
+
+def plain_axes(in_axes: Any) -> Any:
+    """A tree of axes in which every delta stands for its own."""
+
+    def is_delta(x: Any) -> bool:
+        return isinstance(x, StateDelta)
+
+    def axes(x: Any) -> Any:
+        return x.in_axes if is_delta(x) else x
+
+    return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
 
 
 def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:

@@ -88,6 +88,9 @@ class Call:
     key: jax.ShapeDtypeStruct | None
     has_aux: bool
     lanes: Lanes | None
+    # Whether extra leading axes are a stack of modules to the function, as they are to
+    # `reset_parameters`.
+    admits_stacks: bool = False
     # What else decides what a trace comes to, such as the rules of a dispatcher.
     extra: Hashable = None
 
@@ -150,12 +153,16 @@ Origin: TypeAlias = Kept | New | Constant
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where every leaf of a returned node, and of its `aux`, comes from."""
+    """Where every leaf of a returned node, and of its `aux`, comes from.
+
+    `reaches_inside` is whether the call changed a module within the node.
+    """
 
     structure: jtu.PyTreeDef
     origins: tuple[Origin, ...]
     aux_structure: jtu.PyTreeDef
     aux_origins: tuple[Origin, ...]
+    reaches_inside: bool
 
 
 def call_lane(
@@ -211,7 +218,23 @@ def call_lane(
 
     origins = tuple(origin(i, leaf) for i, leaf in enumerate(out))
     aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
-    return news, Outcome(structure, origins, aux_structure, aux_origins)
+    reaches_inside = _inside(result) != _inside(node)
+    return news, Outcome(structure, origins, aux_structure, aux_origins, reaches_inside)
+
+
+def _inside(node: Any) -> list[tuple[Any, jtu.PyTreeDef, list[int]]]:
+    """The outermost modules within a node: where, and by the identity of leaves."""
+
+    def is_inside(x: Any) -> bool:
+        return isinstance(x, eqx.Module) and x is not node
+
+    rows = cast(
+        "list[tuple[tuple[Any, ...], Any]]",
+        # JAX types the keys of a path by a type variable that nothing binds.
+        jtu.tree_leaves_with_path(node, is_leaf=is_inside),  # pyright: ignore[reportUnknownMemberType]
+    )
+    flat = [(path, *jtu.tree_flatten(x)) for path, x in rows if is_inside(x)]
+    return [(path, structure, [id(x) for x in xs]) for path, xs, structure in flat]
 
 
 def _fill(spec: Spec, arrays: Any) -> Any:

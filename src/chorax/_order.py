@@ -6,11 +6,14 @@ from typing import Any, cast, TypeVar
 
 import equinox as eqx
 
+from ._typed import typed
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LEVELS = 10
 
 
+@typed
 def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F], F]:
     """Marks a method to run after the unmarked ones, by level.
 
@@ -40,7 +43,7 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     ```
     """
-    if not isinstance(cast(object, level), int) or isinstance(level, bool):
+    if isinstance(level, bool):  # Which passes for an `int`.
         raise TypeError(f"`level` must be an integer, but got {level!r}.")
     if check_order_boundary and not 0 <= level < _LEVELS:
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ._annotations import check_result
 from ._keys import node_keys
 from ._kind import ArraySpec, Call, call_lane, Kind, Outcome
 from ._paths import Path
@@ -59,4 +60,5 @@ def run_plainly(
             spmd_axis_name=lanes.spmd_axis_name,
         )(*values)
     [(outcome, structs)] = seen
+    check_result(kind, call, outcome, structs, path)
     return PlainRun(outcome, structs, flags.seen, arrays)

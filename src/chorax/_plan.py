@@ -8,11 +8,13 @@ that a call can raise is raised before the first array is made.
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
+from ._annotations import check_node_once, sight_after
 from ._draft import Ref
 from ._excludes import Excludes
 from ._kind import ArraySpec, Call, Constant, Kept, Kind, New, Origin, Spec, StaticSpec
@@ -96,6 +98,8 @@ class _Planner:
         self._varying: dict[Trace, tuple[bool, ...]] = {}
         self._planned: list[Planned] = []
         self._aux: dict[Path, Aux] = {}
+        # Which nodes were called, in order, and whether inside of them was written.
+        self._called: dict[Path, bool] = {}
 
     def plan_call(self, node: Node, method: Method) -> None:
         """Calls one node's method on names, and writes the result into the draft."""
@@ -129,6 +133,7 @@ class _Planner:
             self._planned.append(planned)
 
         outcome = done.outcome
+        self._called[node.path] = outcome.reaches_inside
         new = [self._source(origin, names, outputs) for origin in outcome.origins]
         refs = [Ref(name) for name in new]
         slot.assign(jtu.tree_unflatten(outcome.structure, refs), node.path)
@@ -139,6 +144,7 @@ class _Planner:
 
     def finish(self, nodes: Sequence[Node]) -> Plan:
         """The plan, once every call is planned."""
+        self._check_rewritten()
         refs, structure = jtu.tree_flatten(self._draft.current())
         names: tuple[int, ...] = tuple(ref.name for ref in refs)
         paths = [node.path for node in nodes if node.path in self._aux]
@@ -152,6 +158,27 @@ class _Planner:
             aux,
             {} if self._known is None else self._known,
         )
+
+    def _check_rewritten(self) -> None:
+        """Checks the nodes that a later call on a node around them has changed."""
+        reach: set[Path] = set()
+        for path, reaches_inside in reversed(self._called.items()):
+            above = (path[:i] for i in range(len(path)))
+            author = next((p for p in above if p in reach), None) if reach else None
+            if author is not None:
+                self._check_again(path, author)
+            if reaches_inside:
+                reach.add(path)
+
+    def _check_again(self, path: Path, author: Path) -> None:
+        slot, found = self._draft.find(path)
+        value = slot.current()
+        if not found or not isinstance(value, eqx.Module):
+            return
+        refs, structure = jtu.tree_flatten(value)
+        specs = [self._specs[cast(Ref, ref).name] for ref in refs]
+        label = f" after `{self._call.label}` of the node at {place(author)}"
+        check_node_once(structure, specs, path, sight_after(self._call, label))
 
     def _trace(self, kind: Kind, path: Path) -> Trace:
         try:

@@ -1,14 +1,17 @@
 """Changing fields of a module without running its constructor."""
 
 import dataclasses
-from typing import Any, cast, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
+
+from ._typed import typed
 
 
 M = TypeVar("M", bound=eqx.Module)
 
 
+@typed
 def replace(module: M, /, **fields: Any) -> M:
     """A copy of a module with some fields changed.
 
@@ -39,10 +42,6 @@ def replace(module: M, /, **fields: Any) -> M:
 
     ```
     """
-    if not isinstance(cast(object, module), eqx.Module):
-        raise TypeError(
-            f"`replace` takes an `eqx.Module`, but got a {type(module).__name__}."
-        )
     names = [field.name for field in dataclasses.fields(module)]
     for name in fields:
         if name not in names:

@@ -10,11 +10,12 @@ import jax.tree_util as jtu
 
 from ._axes import argument_axes, Axes, check_lengths, keyword_axes, resolve_axes
 from ._checks import IfNotExist
-from ._delta import StateDelta, tags_by_path
+from ._delta import plain_axes, StateDelta, tags_by_path
 from ._excludes import Excludes
 from ._keys import lane_key_struct
 from ._kind import Call, Lanes, spec_of
 from ._memo import fingerprint
+from ._reset import reset_parameters
 from .filters import Nothing, Predicate
 
 
@@ -59,7 +60,7 @@ def target_axes(target: Any, request: Request) -> Axes:
     """The lane axis of every leaf of the target."""
     if request.lanes is None:
         return (None,) * len(jtu.tree_leaves(target))
-    axes = resolve_axes(target, _plain_axes(request.in_axes), "in_axes")
+    axes = resolve_axes(target, plain_axes(request.in_axes), "in_axes")
     check_lengths(target, axes, request.lanes.size, "in_axes")
     return axes
 
@@ -73,8 +74,8 @@ def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]
     axes: Axes = (None,) * len(leaves)
     if request.lanes is not None:
         size = request.lanes.size
-        args_axes = argument_axes(request.args, _plain_axes(request.args_in_axes))
-        kwargs_axes = keyword_axes(kwargs, _plain_axes(request.kwargs_in_axes))
+        args_axes = argument_axes(request.args, plain_axes(request.args_in_axes))
+        kwargs_axes = keyword_axes(kwargs, plain_axes(request.kwargs_in_axes))
         own = resolve_axes(args, args_axes, "args_in_axes")
         named = resolve_axes(kwargs, kwargs_axes, "kwargs_in_axes")
         check_lengths(args, own, size, "args_in_axes")
@@ -90,6 +91,7 @@ def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]
         key=None if keys is None else lane_key_struct(keys, is_batched),
         has_aux=request.has_aux,
         lanes=request.lanes,
+        admits_stacks=function is reset_parameters,
         extra=_rules(function),
     )
     return call, [x for x in leaves if eqx.is_array(x)]
@@ -103,18 +105,6 @@ def excluded_leaves(request: Request) -> Excludes | None:
     is_delta = isinstance(known, StateDelta)
     tags = tags_by_path(cast(StateDelta[Any], known)) if is_delta else {}
     return Excludes(request.state_to_exclude, tags, request.state_tag)
-
-
-def _plain_axes(in_axes: Any) -> Any:
-    """A tree of axes in which every delta stands for its own."""
-
-    def is_delta(x: Any) -> bool:
-        return isinstance(x, StateDelta)
-
-    def axes(x: Any) -> Any:
-        return x.in_axes if is_delta(x) else x
-
-    return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
 
 
 def _rules(function: Any) -> Any:

@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 # it moves, every input can be taken as read, at the cost of stacking leaves in vain.
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from ._annotations import check_result
 from ._kind import ArraySpec, Call, call_lane, Kind, Lanes, Outcome
 from ._memo import Cell, recall, surroundings
 from ._paths import Path
@@ -110,15 +111,16 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         lane, axis_env=[(lanes.axis_name, lanes.size)] if lanes and named else None
     )(*[spec.struct for spec in arrays])
     assert outcome is not None
+    outputs = tuple(
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type)
+        for a in (v.aval for v in closed.jaxpr.outvars)
+    )
+    check_result(kind, call, outcome, outputs, path)
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    outputs = [v.aval for v in closed.jaxpr.outvars]
     return Trace(
         computation=jec.ClosedJaxpr(jaxpr, closed.consts),
         reads=tuple(i for i, is_used in enumerate(used) if is_used),
-        outputs=tuple(
-            jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type)
-            for a in outputs
-        ),
+        outputs=outputs,
         outcome=outcome,
         axes=tuple(spec.axis for spec in arrays),
         label=f"`{call.label}` of {kind.name}",

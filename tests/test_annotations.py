@@ -1,0 +1,465 @@
+"""Shape annotations, checked where a lane sees them."""
+
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jaxtyping import Float, PyTree
+
+import annotated
+import annotated_late
+import chorax
+from annotated import f
+
+
+def touch(node):
+    """Writes something, so that no call is in vain."""
+    if not hasattr(node, "touched"):
+        return node
+    return chorax.replace(node, touched=node.touched + 1)
+
+
+def holder(annotation: Any) -> Any:
+    """A class with one field annotated so."""
+    annotations = {"x": annotation, "touched": jax.Array}
+    return types.new_class(
+        "Holder",
+        (eqx.Module,),
+        {},
+        lambda ns: ns.update(__annotations__=annotations, __module__="annotated"),
+    )
+
+
+def with_touch(cls: type) -> Any:
+    """The same class with a field to write."""
+    return types.new_class(
+        cls.__name__,
+        (cls,),
+        {},
+        lambda ns: ns.update(
+            __annotations__={"touched": jax.Array},
+            touched=eqx.field(kw_only=True),
+            __module__=cls.__module__,
+        ),
+    )
+
+
+def ways(node: Any) -> list[Any]:
+    """Each way of calling: the check has to be made, and come out the same, in all."""
+
+    def call(x):
+        return chorax.call_all_fns(x, touch)[0]
+
+    def vmapped(x):
+        return chorax.vmap_call_all_fns(x, touch, axis_size=5)[0]
+
+    def plain(x):
+        with jax.disable_jit():
+            return call(x)
+
+    return [
+        lambda: call(node),
+        lambda: eqx.filter_jit(call)(node),
+        lambda: vmapped(node),
+        lambda: eqx.filter_jit(vmapped)(node),
+        lambda: plain(node),
+        lambda: chorax.check_annotations(node),
+    ]
+
+
+def rows(index: int):
+    """The single values of the table, each with its annotation."""
+    return [
+        pytest.param(row[0], value, id=f"{name}-{number}")
+        for name, row in annotated.ANNOTATIONS.items()
+        for number, value in enumerate(row[index])
+    ]
+
+
+@pytest.mark.parametrize(("annotation", "value"), rows(1))
+def test_a_value_that_fits(annotation, value):
+    node = holder(annotation)(value, jnp.zeros(()))
+    for way in ways(node):
+        way()
+
+
+@pytest.mark.parametrize(("annotation", "value"), rows(2))
+def test_a_value_that_does_not_fit(annotation, value):
+    node = holder(annotation)(value, jnp.zeros(()))
+    for way in ways(node):
+        with pytest.raises(chorax.AnnotationError, match="The field `x` of the Holder"):
+            way()
+
+
+def modules(index: int):
+    return [
+        pytest.param(row[0], arguments, id=f"{name}-{number}")
+        for name, row in annotated.MODULES.items()
+        for number, arguments in enumerate(row[index])
+    ]
+
+
+@pytest.mark.parametrize(("cls", "arguments"), modules(1))
+def test_fields_that_fit_together(cls, arguments):
+    for way in ways(with_touch(cls)(**arguments, touched=jnp.zeros(()))):
+        way()
+
+
+@pytest.mark.parametrize(("cls", "arguments"), modules(2))
+def test_fields_that_do_not_fit_together(cls, arguments):
+    for way in ways(with_touch(cls)(**arguments, touched=jnp.zeros(()))):
+        with pytest.raises(chorax.AnnotationError, match=rf"of the {cls.__name__} at"):
+            way()
+
+
+def test_annotations_that_are_strings():
+    node = annotated_late.Late(f(3), [f(3, 4), f(3, 4)])
+    chorax.check_annotations(node)
+    with pytest.raises(chorax.AnnotationError, match=r"`w\.1`"):
+        chorax.check_annotations(annotated_late.Late(f(3), [f(3, 4), f(3, 5)]))
+    chorax.check_annotations(annotated_late.LateChild({"a": f(3)}, f(3)))
+    with pytest.raises(chorax.AnnotationError, match="item"):
+        chorax.check_annotations(annotated_late.LateChild({"a": f(3)}, f(4)))
+
+
+def test_an_annotation_that_nobody_can_resolve_is_skipped():
+    chorax.check_annotations(annotated_late.Unknown("anything", f(3)))  # pyright: ignore
+    with pytest.raises(chorax.AnnotationError, match="`w` of the Unknown"):
+        chorax.check_annotations(annotated_late.Unknown("anything", f(3, 3)))  # pyright: ignore
+
+
+def test_a_class_of_a_function_is_skipped_where_its_names_are_gone():
+    Alias = annotated.Vector
+
+    class Local(eqx.Module):
+        v: "list[Alias]"
+        w: "Float[Array, 'n']"  # pyright: ignore
+
+    chorax.check_annotations(Local([f(3, 3)], f(3)))  # pyright: ignore
+    with pytest.raises(chorax.AnnotationError, match="`w` of the Local"):
+        chorax.check_annotations(Local([f(3, 3)], f(3, 3)))  # pyright: ignore
+
+
+def test_a_record_that_holds_its_like():
+    link = annotated_late.Link(f(3), annotated_late.Link(f(4)))
+    chorax.check_annotations(annotated_late.Chain(link))
+    wrong = annotated_late.Link(f(3), annotated_late.Link(f(4, 4)))
+    with pytest.raises(chorax.AnnotationError, match=r"`links\.rest\.v`"):
+        chorax.check_annotations(annotated_late.Chain(wrong))
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Float[Array, "n-1"],
+        Float[Array, "{missing}"],
+        Float[Array, "{self.missing}"],
+        Float[Array, "?n"],
+        PyTree[Float[Array, "..."], "S T"],
+        list[Float[Array, "m*2"]],
+    ],
+    ids=str,
+)
+def test_what_jaxtyping_can_not_tell_is_skipped(annotation):
+    value = [f(3)] if isinstance(annotation, types.GenericAlias) else f(3)
+    for way in ways(holder(annotation)(value, jnp.zeros(()))):
+        way()
+
+
+def test_a_field_that_was_never_set():
+    # Equinox refuses to build such a module, so it comes about behind its back.
+    node = object.__new__(annotated.Unset)
+    object.__setattr__(node, "v", f(3))
+    chorax.check_annotations(node)
+    object.__setattr__(node, "v", f(3, 3))
+    with pytest.raises(chorax.AnnotationError, match="`v` of the Unset"):
+        chorax.check_annotations(node)
+
+
+def test_a_value_that_shared_has_taken_away():
+    class Tied(eqx.Module):
+        v: Float[Array, "n"]
+
+    pair = eqx.nn.Shared(
+        (Tied(f(3)), Tied(f(3))), where=lambda p: p[1].v, get=lambda p: p[0].v
+    )
+    chorax.check_annotations(pair)
+
+
+def test_a_property_is_not_asked():
+    class Lazy(eqx.Module):
+        v: Float[Array, "n"]
+
+        @property
+        def w(self) -> Float[Array, "n"]:
+            raise RuntimeError
+
+    chorax.check_annotations(Lazy(f(3)))
+
+
+def test_a_generator_is_not_used_up():
+    class Countdown:
+        left = 2
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.left -= 1
+            return self.left
+
+    class Stream(eqx.Module):
+        items: Iterator[Float[Array, "n"]] = eqx.field(static=True)
+
+    stream = Stream(Countdown())  # pyright: ignore
+    chorax.check_annotations(stream)
+    assert stream.items.left == 2  # pyright: ignore
+
+
+if sys.version_info >= (3, 12):
+    NEW_SYNTAX = """
+import equinox as eqx
+from jax import Array
+from jaxtyping import Float
+type Vector = Float[Array, "n"]
+type Many[T] = list[T]
+class Base[T](eqx.Module):
+    item: T
+    late: "Many[T]"
+class Child(Base[Vector]):
+    other: Many[Vector] | None
+"""
+
+    def test_the_syntax_of_later_pythons():
+        module = types.ModuleType("later")
+        sys.modules["later"] = module
+        exec(compile(NEW_SYNTAX, "later", "exec"), vars(module))
+        chorax.check_annotations(module.Child(f(3), [f(3)], [f(3)]))
+        for wrong in [(f(3), [f(4)], None), (f(3), [f(3)], [f(4)]), (1.0, [], None)]:
+            with pytest.raises(chorax.AnnotationError, match="the Child"):
+                chorax.check_annotations(module.Child(*wrong))
+
+
+class Cell(eqx.Module):
+    """A neuron whose state is made by a call."""
+
+    w: Float[Array, "n m"]
+    v: Float[Array, "n"] | None = None
+
+    def init_state(self, size=None):
+        return chorax.replace(self, v=jnp.zeros(size or self.w.shape[0]))
+
+    def grow(self):
+        return chorax.replace(self, v=jnp.zeros(9))
+
+
+class Layer(eqx.Module):
+    scale: Float[Array, "n"]
+    cell: Cell
+
+    def init_state(self, size=None):
+        return chorax.replace(self, scale=self.scale + 1)
+
+
+def test_lanes_are_checked_one_at_a_time():
+    batched, delta = chorax.vmap_init_all_states(Cell(f(3, 4)), axis_size=8)
+    assert batched.v.shape == (8, 3)
+    chorax.check_annotations(batched, in_axes=delta)
+    chorax.check_annotations(batched, in_axes=delta.in_axes)
+    with pytest.raises(chorax.AnnotationError, match="a first axis"):
+        chorax.vmap_call_all_fns(
+            batched, lambda node: chorax.replace(node, w=node.w * 2), axis_size=8
+        )
+    new, _ = chorax.vmap_call_all_fns(
+        batched,
+        lambda node: chorax.replace(node, v=node.v + 1),
+        axis_size=8,
+        in_axes=delta,
+    )
+    assert new.v.shape == (8, 3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_lane_axis_anywhere(axis):
+    cell = Cell(jnp.moveaxis(f(8, 3, 4), 0, axis), f(3))
+    chorax.check_annotations(cell, in_axes=Cell(axis, None))  # pyright: ignore
+
+
+def test_names_are_bound_within_a_node_only():
+    chorax.init_all_states(Layer(f(7), Cell(f(3, 4))))
+    with pytest.raises(chorax.AnnotationError, match="the Cell at `cell`"):
+        chorax.init_all_states(Layer(f(7), Cell(f(3, 4))), 5)
+
+
+def test_only_called_nodes_are_checked():
+    wrong = Layer(f(7), Cell(f(3, 4), f(9)))
+    chorax.init_all_states(wrong, node_to_exclude=Cell)
+    with pytest.raises(chorax.AnnotationError, match="the Cell at `cell`"):
+        chorax.check_annotations(wrong)
+
+
+def test_a_called_node_that_a_call_around_it_changes():
+    class Outer(eqx.Module):
+        cell: Cell
+
+        def init_state(self):
+            return eqx.tree_at(lambda o: o.cell.v, self, jnp.zeros(5))
+
+    outer = Outer(Cell(f(3, 4)))
+    with pytest.raises(chorax.AnnotationError, match="`init_state` of the node at `0`"):
+        chorax.vmap_init_all_states([outer], axis_size=2)
+    # Its own call was not made, so nobody has said that it is ready.
+    chorax.vmap_init_all_states([outer], axis_size=2, node_to_exclude=Cell)
+
+
+def test_a_node_around_that_mends_what_it_changed():
+    class Outer(eqx.Module):
+        cell: Cell
+
+        def init_state(self):
+            return eqx.tree_at(lambda o: o.cell.v, self, jnp.ones(3))
+
+    outer, _ = chorax.vmap_init_all_states(Outer(Cell(f(3, 4))), axis_size=2)
+    assert outer.cell.v.shape == (2, 3)
+
+
+def test_errors_are_raised_again_and_leave_nothing_behind():
+    cell = Cell(f(3, 4))
+    for _ in range(2):
+        with pytest.raises(chorax.AnnotationError, match="`v` of the Cell"):
+            chorax.vmap_init_all_states(cell, 5, axis_size=2)
+    assert cell.v is None
+    chorax.vmap_init_all_states(cell, 3, axis_size=2)
+
+
+def test_inside_of_transformations():
+    def loss(w, size):
+        net, _ = chorax.vmap_init_all_states(Cell(w), size, axis_size=2)
+        return net.w.sum() + net.v.sum()
+
+    def scanned(w, size):
+        return jax.lax.scan(lambda c, _: (c + loss(w, size), None), 0.0, None, 2)[0]
+
+    calls = [
+        loss,
+        jax.jit(loss, static_argnums=1),
+        jax.grad(loss),
+        lambda w, size: jax.vmap(lambda x: loss(x, size))(jnp.stack([w, w])),
+        scanned,
+        lambda w, size: eqx.filter_eval_shape(loss, w, size),
+        lambda w, size: eqx.filter_checkpoint(loss)(w, size),
+    ]
+    for call in calls:
+        call(f(3, 4), 3)
+        with pytest.raises(chorax.AnnotationError, match="`v` of the Cell"):
+            call(f(3, 4), 5)
+
+
+class Watched:
+    """A value like an array, that counts how often its shape is asked for."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.dtype = np.dtype("float32")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        self.looks += 1
+        return (3,)
+
+
+class Watching(eqx.Module):
+    touched: jax.Array
+    seen: Float[Any, "n"] = eqx.field(static=True)
+
+
+def test_once_a_kind_and_not_at_all_when_it_comes_again():
+    one = Watched()
+    chorax.call_all_fns(Watching(f(), one), touch)  # pyright: ignore
+    looks = one.looks
+    assert looks > 0
+    many = Watched()
+    model = [Watching(f(), many) for _ in range(50)]  # pyright: ignore
+    for _ in range(3):
+        chorax.vmap_call_all_fns(model, touch, axis_size=7)
+        assert many.looks == looks
+    chorax.check_annotations(model)
+    assert many.looks == 2 * looks
+
+
+def test_the_program_has_no_trace_of_the_check():
+    class Node(eqx.Module):
+        v: Any
+        w: Any
+
+        def init_state(self):
+            return chorax.replace(self, v=self.w.sum(1) * 2)
+
+    Plain = Node
+
+    class Node(eqx.Module):
+        v: Float[Array, "n"] | None
+        w: Float[Array, "n m"]
+
+        def init_state(self):
+            return chorax.replace(self, v=self.w.sum(1) * 2)
+
+    def program(cls):
+        def call(w):
+            return chorax.vmap_init_all_states([cls(None, w)], axis_size=4)[0][0].v
+
+        return str(jax.make_jaxpr(call)(f(3, 2))), jax.jit(call).lower(
+            f(3, 2)
+        ).as_text()
+
+    assert program(Node) == program(Plain)
+
+
+def test_layers_that_stand_in_a_stack():
+    # As for `lax.scan` over depth: the parameters have a leading axis, which
+    # `reset_parameters` takes for what it is.
+    class Block(eqx.Module):
+        gain: Float[Array, "n"]
+        norm: eqx.nn.LayerNorm
+        linear: eqx.nn.Linear
+
+    def block(key):
+        return Block(f(3), eqx.nn.LayerNorm(3), eqx.nn.Linear(3, 3, key=key))
+
+    stack = eqx.filter_vmap(block)(jax.random.split(jax.random.key(0), 4))
+    new, _ = chorax.vmap_call_all_fns(
+        stack, chorax.reset_parameters, axis_size=2, key=jax.random.key(1)
+    )
+    assert new.linear.weight.shape == (2, 4, 3, 3)
+    chorax.check_annotations(stack, in_axes=eqx.if_array(0))
+    with pytest.raises(chorax.AnnotationError, match="`gain` of the Block"):
+        chorax.check_annotations(stack)
+    with pytest.raises(chorax.AnnotationError, match="`gain` of the Block"):
+        chorax.call_all_fns(stack, lambda node: node)
+    wrong = eqx.tree_at(lambda b: b.gain, stack, f(4))
+    with pytest.raises(chorax.AnnotationError, match="`gain` of the Block"):
+        chorax.vmap_call_all_fns(
+            chorax.replace(wrong, gain=f(5, 3)),
+            chorax.reset_parameters,
+            axis_size=2,
+            key=jax.random.key(1),
+        )
+
+
+def test_check_annotations_wants_modules():
+    with pytest.raises(ValueError, match=r"no `eqx\.Module` in it, but is a dict"):
+        chorax.check_annotations({"a": f(3)})
+
+
+def test_check_annotations_wants_lanes_that_agree():
+    with pytest.raises(ValueError, match="`in_axes` maps `v` along axis 0"):
+        chorax.check_annotations(Cell(f(8, 3, 4), f(7, 3)), in_axes=0)
+    with pytest.raises(ValueError, match="has no such axis"):
+        chorax.check_annotations(Cell(f(3, 4), f(3)), in_axes=Cell(2, None))  # pyright: ignore

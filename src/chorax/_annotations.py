@@ -1,7 +1,5 @@
 """Checking modules against the shapes and dtypes that their authors annotated."""
 
-import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -127,10 +125,23 @@ def check_node(
     structure: jtu.PyTreeDef, specs: Sequence[Spec], path: Path, sight: Sight
 ) -> None:
     """Checks one module, given as one lane sees its leaves."""
+    message = _misfit_of(structure, specs, path, sight)
+    if message is None:
+        return
+    if sight.admits_stacks:
+        each = (_misfit_of(structure, part, path, sight) for part in _slices(specs))
+        if any(found is None for found in each):
+            return
+    raise AnnotationError(message)
+
+
+def _misfit_of(
+    structure: jtu.PyTreeDef, specs: Sequence[Spec], path: Path, sight: Sight
+) -> str | None:
+    """What to say of the first field that does not fit; `None` if all do."""
     data = structure.node_data()
     fields = [] if data is None else hinted_fields(data[0])
-    if not fields:
-        return
+    found: list[str] = []
 
     def look(*arrays: Any) -> None:
         rest = iter(arrays)
@@ -139,18 +150,11 @@ def check_node(
         try:
             Scope(node, fields).bind()
         except Misfit as misfit:
-            message = misfit_message(node, path, misfit, sight)
-            raise AnnotationError(message) from None
+            found.append(misfit_message(node, path, misfit, sight))
 
-    try:
+    if fields:
         jax.eval_shape(look, *[s.struct for s in specs if isinstance(s, ArraySpec)])
-    except AnnotationError:
-        if sight.admits_stacks:
-            alone = dataclasses.replace(sight, admits_stacks=False)
-            for each in _slices(specs):
-                with contextlib.suppress(AnnotationError):
-                    return check_node(structure, each, path, alone)
-        raise
+    return found[0] if found else None
 
 
 def check_node_once(

@@ -55,9 +55,11 @@ def _describe(value: Any) -> str:
         return f"{value.dtype} of shape {value.shape}"
     if value is None:
         return "None"
-    shown = repr(value)
     kind = f"a {type(value).__name__}"
-    return f"{kind}, {shown}" if len(shown) <= 40 else kind
+    if isinstance(value, int | float | complex | str):
+        return f"{kind}, {value!r}"
+    is_container = isinstance(value, list | tuple | dict)
+    return f"{kind} of {len(cast(Any, value))}" if is_container else kind
 
 
 def _hint(misfit: Misfit, sight: Sight) -> str:

@@ -1,6 +1,6 @@
 """Collective calls over the modules of an Equinox model, in many lanes at once."""
 
-from . import filters as filters
+from . import filters as filters, lanes as lanes
 from ._annotations import (
     AnnotationError as AnnotationError,
     check_annotations as check_annotations,
@@ -8,9 +8,9 @@ from ._annotations import (
 from ._assign import assign_state_values as assign_state_values
 from ._call import call_all_fns as call_all_fns, vmap_call_all_fns as vmap_call_all_fns
 from ._delta import apply_delta as apply_delta, diff as diff, StateDelta as StateDelta
+from ._layers import reset_parameters as reset_parameters
 from ._order import call_order as call_order
 from ._replace import replace as replace
-from ._reset import reset_parameters as reset_parameters
 from ._states import (
     init_all_states as init_all_states,
     reset_all_states as reset_all_states,

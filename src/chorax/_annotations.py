@@ -16,6 +16,7 @@ from ._kind import (
     ArraySpec,
     Call,
     Constant,
+    innermost,
     Kept,
     Kind,
     New,
@@ -25,6 +26,7 @@ from ._kind import (
     spec_of,
     StaticSpec,
 )
+from ._levels import in_levels, levels_of
 from ._memo import Cell, exact_structure, recall
 from ._misfits import misfit_message, Sight
 from ._nodes import walk_nodes
@@ -88,7 +90,8 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
         slot, _ = walked.draft.find(node.path)
         refs, structure = jtu.tree_flatten(slot.current())
         own = [specs[cast(Ref, ref).name] for ref in refs]
-        check_node_once(structure, own, node.path, sight)
+        seen = in_levels(own, levels_of(walked.draft, node, structure))
+        check_node_once(structure, seen, node.path, sight)
 
 
 def check_result(
@@ -103,9 +106,12 @@ def check_result(
     def spec(origin: Origin) -> Spec:
         match origin:
             case Kept(index):
-                return kind.specs[index]
+                axes = [level.axes[index] for level in kind.levels]
+                return innermost(kind.specs[index], axes)
             case New(index):
-                return ArraySpec(outputs[index], None)
+                return innermost(
+                    ArraySpec(outputs[index], None), [0] * len(kind.levels)
+                )
             case Constant(value):
                 return StaticSpec(value)
 

@@ -61,6 +61,18 @@ class Slot:
             above.stale = True
             above = above.parent
 
+    def restate(self, value: Any) -> None:
+        """Puts a container here that differs in static parts only; what is below
+        stays."""
+        level = open_level(value)
+        assert level is not None
+        self.open()
+        self.value, self.shell = value, level.shell
+        slot: Slot | None = self
+        while slot is not None and not slot.stale:
+            slot.stale = True
+            slot = slot.parent
+
     def current(self) -> Any:
         """What stands here now, with everything below it up to date."""
         pending: list[Slot] = [self]

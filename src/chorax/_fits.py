@@ -29,6 +29,7 @@ from ._hints import (
     is_union,
     mentions_variable,
 )
+from ._nodes import is_tied
 from ._paths import Key, Path, walk
 
 
@@ -283,6 +284,4 @@ def _is_set(owner: Any, name: str) -> bool:
         value = getattr(owner, name)
     except AttributeError:
         return False
-    # Where `eqx.nn.Shared` has taken a value away, its mark stands.
-    kind = cast("type[Any]", type(value))
-    return kind.__name__ != "SharedNode" or not kind.__module__.startswith("equinox.")
+    return not is_tied(value)

@@ -8,7 +8,7 @@ or a constant.
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast, TypeAlias, TypeGuard
 
 import equinox as eqx
@@ -105,14 +105,27 @@ class Call:
         return self.name, structure, specs, self.key, self.has_aux, named, self.extra
 
 
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """The lanes of an ensemble around a node: their axis for each leaf of the node."""
+
+    size: int
+    axes: tuple[int | None, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kind:
-    """A node without the values of its arrays, and the method called on it."""
+    """A node without the values of its arrays, and the method called on it.
+
+    `levels` are the ensembles around it, the outermost first. The specs are what one
+    lane of the collective call sees, with the lanes of those ensembles.
+    """
 
     structure: jtu.PyTreeDef
     specs: tuple[Spec, ...]
     definition: Any
     gets_key: bool
+    levels: tuple[Level, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,7 +137,8 @@ class Kind:
     def token(self) -> Hashable:
         specs = tuple(spec.token for spec in self.specs)
         structure = exact_structure(self.structure)
-        return structure, specs, fingerprint(self.definition), self.gets_key
+        definition = fingerprint(self.definition)
+        return structure, specs, definition, self.gets_key, self.levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +179,66 @@ class Outcome:
     reaches_inside: bool
 
 
+def innermost(spec: Spec, axes: Sequence[int | None]) -> Spec:
+    """What one lane of all ensembles around sees of a leaf, given its lane axes."""
+    if not isinstance(spec, ArraySpec):
+        return spec
+    shape = list(spec.struct.shape)
+    for axis in axes:
+        if axis is not None:
+            del shape[axis]
+    weak = spec.struct.weak_type
+    struct = jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype, weak_type=weak)
+    return ArraySpec(struct, spec.axis)
+
+
 def call_lane(
     kind: Kind, call: Call, inputs: Sequence[Any], path: Path
 ) -> tuple[list[Any], Outcome]:
     """Calls the method once, for one node in one lane; returns new arrays and outcome.
 
     `inputs` are the arrays of the node, those of the arguments, and the key if the
-    method gets one.
+    method gets one. Inside of ensembles it is called once for all of their lanes, each
+    with a key of its own, and new arrays get a lane axis for each ensemble.
     """
+    is_array = [isinstance(spec, ArraySpec) for spec in kind.specs]
+    count = sum(is_array)
+    shared, key = list(inputs[count:]), None
+    if kind.gets_key:
+        key = shared.pop()
+    outcome: Outcome | None = None
+
+    def once(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        nonlocal outcome
+        rest = shared if key is None else [*shared, key]
+        news, outcome = _call_once(kind, call, [*arrays, *rest], path)
+        return tuple(news)
+
+    run: Callable[[Sequence[Any], Any], tuple[Any, ...]] = once
+    for level in reversed(kind.levels):
+        pairs = zip(level.axes, is_array, strict=True)
+        run = _over_level(run, level.size, [axis for axis, is_one in pairs if is_one])
+    news = list(run(inputs[:count], key))
+    assert outcome is not None
+    return news, outcome
+
+
+def _over_level(
+    run: Callable[[Sequence[Any], Any], tuple[Any, ...]],
+    size: int,
+    axes: list[int | None],
+) -> Callable[[Sequence[Any], Any], tuple[Any, ...]]:
+    def over(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        keys = None if key is None else jax.random.split(key, size)
+        in_axes = (axes, None if key is None else 0)
+        return jax.vmap(run, in_axes, 0, axis_size=size)(list(arrays), keys)
+
+    return over
+
+
+def _call_once(
+    kind: Kind, call: Call, inputs: Sequence[Any], path: Path
+) -> tuple[list[Any], Outcome]:
     arrays = iter(inputs)
     leaves = [_fill(spec, arrays) for spec in kind.specs]
     node = jtu.tree_unflatten(kind.structure, leaves)

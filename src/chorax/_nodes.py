@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax.tree_util as jtu
 
+from ._delta import StateDelta
 from ._draft import Ref, Slot
+from ._ensemble import Ensemble
 from ._paths import Path
 
 
@@ -17,6 +19,8 @@ class Node:
 
     path: Path
     module: eqx.Module
+    # The paths of the ensembles around it, the outermost first.
+    ensembles: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,8 +59,10 @@ def walk_nodes(target: Any) -> Walked:
             leaf_paths.append(path)
         elif isinstance(slot.value, eqx.Module):
             found.append((path, next(originals)))
+    around = {path for path, m in found if isinstance(m, Ensemble)}
+    nodes = [Node(path, m, _around(path, around)) for path, m in found if is_node(m)]
     return Walked(
-        _children_first([Node(path, m) for path, m in found if is_node(m)]),
+        _children_first(nodes),
         tuple(leaves),
         tuple(leaf_paths),
         structure,
@@ -65,10 +71,29 @@ def walk_nodes(target: Any) -> Walked:
     )
 
 
+def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
+    if not ensembles:
+        return ()
+    return tuple(path[:i] for i in range(len(path)) if path[:i] in ensembles)
+
+
 def is_node(module: eqx.Module) -> bool:
-    """Whether a module is called; Equinox's own plumbing is only walked through."""
+    """Whether a module is called; plumbing, Equinox's and ours, is only walked
+    through."""
     kind = type(module)
+    if isinstance(module, Ensemble | StateDelta):
+        return False
     return kind.__module__.partition(".")[0] != "equinox" or kind in _layers()
+
+
+def is_tied(value: Any) -> bool:
+    """Whether `eqx.nn.Shared` has taken a value away, and its mark stands there.
+
+    The mark's class has no public name. Should it get another one, what is tied would
+    count as a value of the wrong kind.
+    """
+    kind = cast("type[Any]", type(value))
+    return kind.__name__ == "SharedNode" and kind.__module__.startswith("equinox.")
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from ._annotations import check_node_once, sight_after
 from ._draft import Ref
 from ._excludes import Excludes
 from ._kind import ArraySpec, Call, Constant, Kept, Kind, New, Origin, Spec, StaticSpec
+from ._levels import in_levels, levels_of, note_lanes
 from ._methods import Method
 from ._nodes import Node, Walked
 from ._paths import leaf_paths, Path, place
@@ -99,7 +100,7 @@ class _Planner:
         self._planned: list[Planned] = []
         self._aux: dict[Path, Aux] = {}
         # Which nodes were called, in order, and whether inside of them was written.
-        self._called: dict[Path, bool] = {}
+        self._called: list[tuple[Node, bool]] = []
 
     def plan_call(self, node: Node, method: Method) -> None:
         """Calls one node's method on names, and writes the result into the draft."""
@@ -110,7 +111,8 @@ class _Planner:
         refs, structure = jtu.tree_flatten(value)
         names: tuple[int, ...] = tuple(ref.name for ref in refs)
         specs = tuple(self._specs[name] for name in names)
-        kind = Kind(structure, specs, method.definition, method.gets_key)
+        levels = levels_of(self._draft, node, structure)
+        kind = Kind(structure, specs, method.definition, method.gets_key, levels)
         arrays = [name for name in names if isinstance(self._specs[name], ArraySpec)]
         inputs = (*arrays, *self._arguments)
 
@@ -133,10 +135,11 @@ class _Planner:
             self._planned.append(planned)
 
         outcome = done.outcome
-        self._called[node.path] = outcome.reaches_inside
+        self._called.append((node, outcome.reaches_inside))
         new = [self._source(origin, names, outputs) for origin in outcome.origins]
         refs = [Ref(name) for name in new]
         slot.assign(jtu.tree_unflatten(outcome.structure, refs), node.path)
+        note_lanes(self._draft, node, levels, outcome.structure, outcome.origins)
         if self._call.has_aux:
             origins = outcome.aux_origins
             aux = tuple(self._source(origin, names, outputs) for origin in origins)
@@ -162,23 +165,24 @@ class _Planner:
     def _check_rewritten(self) -> None:
         """Checks the nodes that a later call on a node around them has changed."""
         reach: set[Path] = set()
-        for path, reaches_inside in reversed(self._called.items()):
-            above = (path[:i] for i in range(len(path)))
+        for node, reaches_inside in reversed(self._called):
+            above = (node.path[:i] for i in range(len(node.path)))
             author = next((p for p in above if p in reach), None) if reach else None
             if author is not None:
-                self._check_again(path, author)
+                self._check_again(node, author)
             if reaches_inside:
-                reach.add(path)
+                reach.add(node.path)
 
-    def _check_again(self, path: Path, author: Path) -> None:
-        slot, found = self._draft.find(path)
+    def _check_again(self, node: Node, author: Path) -> None:
+        slot, found = self._draft.find(node.path)
         value = slot.current()
         if not found or not isinstance(value, eqx.Module):
             return
         refs, structure = jtu.tree_flatten(value)
         specs = [self._specs[cast(Ref, ref).name] for ref in refs]
         label = f" after `{self._call.label}` of the node at {place(author)}"
-        check_node_once(structure, specs, path, sight_after(self._call, label))
+        seen = in_levels(specs, levels_of(self._draft, node, structure))
+        check_node_once(structure, seen, node.path, sight_after(self._call, label))
 
     def _trace(self, kind: Kind, path: Path) -> Trace:
         try:

@@ -1,0 +1,181 @@
+"""A batched model as a module: an ensemble that can be a part of a bigger model."""
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, cast, Generic, overload, TypeVar
+
+import equinox as eqx
+import jax.tree_util as jtu
+
+from ._axes import argument_axes, keyword_axes
+from ._lane_axes import lane_axes, take_lanes
+from ._paths import leaf_paths, Path
+
+
+M = TypeVar("M")
+
+
+class Ensemble(eqx.Module, Generic[M]):
+    """A batched model that knows its lanes.
+
+    Calling it calls the model in every lane. It is a module like any other: gradients,
+    optax, serialisation and `eqx.nn.inference_mode` work on it, and it can be a field
+    of a bigger model. A collective call that meets it there calls the modules inside
+    once for each lane of the ensemble, with keys of their own, and what they write has
+    a lane for each. Their annotations speak of what one of its lanes sees.
+
+    An ensemble as a part of a bigger model is what functorch's users ask for in its
+    issue 992.
+
+    **Arguments:**
+
+    - `model`: a batched model, as `vmap_call_all_fns` or `chorax.lanes.stack` make it.
+    - `axes`: its lane axes: the `StateDelta` or the tree that came with it, or anything
+        that `eqx.filter_vmap` takes as `in_axes`.
+
+    **Raises:** `ValueError` if no leaf has a lane axis, or if they disagree on how many
+    lanes there are.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
+    >>> mlp = eqx.nn.MLP(2, 3, 8, 1, key=jax.random.key(0))
+    >>> ensemble = chorax.lanes.Ensemble(*chorax.vmap_call_all_fns(
+    ...     mlp, chorax.reset_parameters, axis_size=5, key=jax.random.key(1)))
+    >>> ensemble(jnp.ones(2)).shape, len(ensemble), type(ensemble[0]).__name__
+    ((5, 3), 5, 'MLP')
+    >>> ensemble(jnp.ones((5, 2)), in_axes=0).shape
+    (5, 3)
+
+    ```
+    """
+
+    model: M
+    axis_size: int = eqx.field(static=True, repr=False)
+    # The lane axis of each leaf that has one, by its path in the model: what a
+    # transformation puts in place of other leaves changes nothing for these.
+    mapped: frozenset[tuple[Path, int]] = eqx.field(static=True, repr=False)
+
+    def __init__(self, model: M, axes: Any) -> None:
+        found = lane_axes(model, axes)
+        paths = leaf_paths(found.structure)
+        pairs = zip(paths, found.axes, strict=True)
+        self.model = model
+        self.axis_size = found.size
+        self.mapped = frozenset(
+            (path, axis) for path, axis in pairs if axis is not None
+        )
+
+    @property
+    def axes(self) -> M:
+        """The model with the lane axis of each leaf, `None` for shared ones."""
+        structure = jtu.tree_structure(self.model)
+        known = dict(self.mapped)
+        axes = [known.get(path) for path in leaf_paths(structure)]
+        return cast(M, jtu.tree_unflatten(structure, axes))
+
+    def vmap(
+        self,
+        fn: Callable[..., Any],
+        *,
+        in_axes: Any = None,
+        kwargs_in_axes: Any = None,
+        out_axes: Any = ...,
+        axis_name: Hashable = None,
+    ) -> Callable[..., Any]:
+        """Maps a function of the model over the lanes.
+
+        **Arguments:**
+
+        - `fn`: a function `(model, *args, **kwargs)`.
+        - `in_axes`: the lane axes of `args`, as `eqx.filter_vmap` takes them: a tuple
+            with one entry for each argument, or one entry for all. `None`: every lane
+            gets them whole.
+        - `kwargs_in_axes`: the same for `kwargs`, a dictionary or one entry for all.
+        - `out_axes`: the lane axes of what `fn` returns; `...`: every array gets one in
+            front.
+        - `axis_name`: as in `jax.vmap`.
+
+        **Returns:** a function of `args` and `kwargs`.
+
+        ```python
+        >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
+        >>> linears = [eqx.nn.Linear(2, 2, key=jax.random.key(i)) for i in range(3)]
+        >>> ensemble = chorax.lanes.Ensemble(*chorax.lanes.stack(linears))
+        >>> norm = ensemble.vmap(lambda linear, p: jnp.linalg.norm(linear.weight, p))
+        >>> norm(2).shape
+        (3,)
+
+        ```
+        """
+
+        def call(model: M, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return fn(model, *args, **kwargs)
+
+        def over_lanes(*args: Any, **kwargs: Any) -> Any:
+            axes = (
+                self.axes,
+                argument_axes(args, in_axes),
+                keyword_axes(kwargs, kwargs_in_axes),
+            )
+            mapped = cast(Any, eqx).filter_vmap(
+                call,
+                in_axes=axes,
+                out_axes=eqx.if_array(0) if out_axes is ... else out_axes,
+                axis_name=axis_name,
+                axis_size=self.axis_size,
+            )
+            return mapped(self.model, args, kwargs)
+
+        return over_lanes
+
+    def __call__(
+        self, *args: Any, in_axes: Any = None, kwargs_in_axes: Any = None, **kwargs: Any
+    ) -> Any:
+        """Calls the model in every lane; the axes are as in `vmap`."""
+
+        def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+            return model(*args, **kwargs)
+
+        over_lanes = self.vmap(call, in_axes=in_axes, kwargs_in_axes=kwargs_in_axes)
+        return over_lanes(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return self.axis_size
+
+    @overload
+    def __getitem__(self, index: int) -> M: ...
+
+    @overload
+    def __getitem__(self, index: Any) -> "M | Ensemble[M]": ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """The member at an index; an ensemble of the members in a slice, a mask or an
+        array of indices."""
+        taken, drops_axis = take_lanes(lane_axes(self.model, self.axes), index)
+        return taken if drops_axis else Ensemble(taken, self.axes)
+
+    def __iter__(self) -> Iterator[M]:
+        return iter([self[index] for index in range(self.axis_size)])
+
+    def __repr__(self) -> str:
+        known = dict(self.mapped)
+        leaves, structure = jtu.tree_flatten(self.model)
+        pairs = zip(leaf_paths(structure), leaves, strict=True)
+        shown = [_Shown(x, known.get(path), self.axis_size) for path, x in pairs]
+        model: str = eqx.tree_pformat(jtu.tree_unflatten(structure, shown))
+        return f"Ensemble({self.axis_size} lanes of {model})"
+
+
+class _Shown:
+    """A leaf as it is printed, with its lane axis marked."""
+
+    def __init__(self, leaf: Any, axis: int | None, size: int) -> None:
+        self.leaf, self.axis, self.size = leaf, axis, size
+
+    def __repr__(self) -> str:
+        if self.axis is None or not hasattr(self.leaf, "shape"):
+            shown: str = eqx.tree_pformat(self.leaf)
+            return shown
+        sizes = [str(n) for n in self.leaf.shape]
+        if self.axis < len(sizes) and sizes[self.axis] == str(self.size):
+            sizes[self.axis] += " lanes"
+        return f"{self.leaf.dtype}[{', '.join(sizes)}]"

@@ -1,0 +1,124 @@
+"""Models as lanes see them: which leaves have a lane axis, and single lanes."""
+
+import dataclasses
+import operator
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from ._axes import Axes, check_lengths, resolve_axes
+from ._delta import plain_axes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LaneAxes:
+    """A batched model taken apart; axes are counted from the front."""
+
+    leaves: list[Any]
+    structure: jtu.PyTreeDef
+    axes: Axes
+    size: int
+
+    def rebuild(self, leaves: list[Any]) -> Any:
+        """The model with other leaves."""
+        return jtu.tree_unflatten(self.structure, leaves)
+
+
+def lane_axes(batched: Any, axes: Any) -> LaneAxes:
+    """Takes a batched model apart; errors if its leaves disagree on their lanes."""
+    leaves, structure = jtu.tree_flatten(batched)
+    found = resolve_axes(batched, plain_axes(axes), "axes")
+    sizes = [_length(x, axis) for x, axis in zip(leaves, found, strict=True)]
+    size = next((n for n in sizes if n is not None), None)
+    if size is None:
+        raise ValueError(
+            "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` "
+            "or the tree of axes that came with the batched model."
+        )
+    check_lengths(batched, found, size, "axes")
+    counted = tuple(
+        None if axis is None else axis % x.ndim
+        for x, axis in zip(leaves, found, strict=True)
+    )
+    return LaneAxes(leaves, structure, counted, size)
+
+
+def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
+    """The lanes at an index, and whether it is one lane, without a lane axis."""
+    which = _checked_index(index, lanes.size)
+    drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
+    leaves = [
+        x if axis is None else jnp.asarray(x)[(*[slice(None)] * axis, which)]
+        for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
+    ]
+    return lanes.rebuild(leaves), drops_axis
+
+
+def _length(leaf: Any, axis: int | None) -> int | None:
+    if axis is None:
+        return None
+    shape = leaf.shape if eqx.is_array(leaf) else ()
+    return shape[axis] if -len(shape) <= axis < len(shape) else 1
+
+
+def _checked_index(index: Any, size: int) -> Any:
+    if isinstance(index, slice):
+        return cast(Any, index)
+    if isinstance(index, bool | np.bool_):
+        raise TypeError("A lane's index must be an integer, but got a `bool`.")
+    if hasattr(index, "__index__") and not isinstance(index, jax.Array | np.ndarray):
+        return _in_range(operator.index(index), size)
+    if not isinstance(index, jax.Array | np.ndarray | list | tuple):
+        raise TypeError(
+            "Lanes are taken by an integer, a slice, a mask or an array of indices, "
+            f"but got {index!r} of type {type(index).__name__}."
+        )
+    array = _as_array(index)
+    if array.ndim > 1:
+        raise ValueError(
+            "Lanes are taken by indices along one axis, but got the shape "
+            f"{array.shape}."
+        )
+    if array.dtype == np.bool_:
+        return _where_true(array, size)
+    if not jnp.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"Lanes are taken by integers, but got {array.dtype}.")
+    is_traced = isinstance(index, jax.core.Tracer)
+    if not is_traced:
+        for each in np.asarray(array).reshape(-1).tolist():
+            _in_range(each, size)
+    return array
+
+
+def _as_array(index: Any) -> Any:
+    if isinstance(index, jax.Array):
+        return index
+    array = np.asarray(index)
+    # NumPy makes floats of an empty list.
+    is_empty_list = array.size == 0 and not isinstance(index, np.ndarray)
+    return array.astype(np.int32) if is_empty_list else array
+
+
+def _where_true(mask: Any, size: int) -> Any:
+    if mask.shape != (size,):
+        raise ValueError(
+            f"A mask of lanes must have the shape ({size},), but has {mask.shape}."
+        )
+    if isinstance(mask, jax.core.Tracer):
+        raise ValueError(
+            "How many lanes a traced mask keeps is not known while tracing. Choose "
+            "lane by lane with `chorax.lanes.where`, or take "
+            "`jnp.flatnonzero(mask, size=...)`."
+        )
+    return np.flatnonzero(np.asarray(mask))
+
+
+def _in_range(index: int, size: int) -> int:
+    if not -size <= index < size:
+        raise IndexError(f"There are {size} lanes, so there is none at index {index}.")
+    return index

@@ -1,0 +1,340 @@
+"""How each layer of `eqx.nn` draws its parameters: as its constructor does.
+
+Each rule builds a layer by the constructor, from what the layer knows of itself, and
+takes the new parameters out of it. So the draws can't come apart from Equinox's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._nodes import is_tied
+from ._replace import replace
+from ._reset import reset_parameters
+
+
+T = TypeVar("T")
+# A layer, its dtype and a key to a newly built layer.
+Builder = Callable[[Any, Any, jax.Array], Any]
+
+
+def _rule(kind: type, *names: str) -> Callable[[Builder], Builder]:
+    """Registers a builder for a layer whose fields of these names are parameters."""
+
+    def decorate(build: Builder) -> Builder:
+        def rule(node: Any, *, key: jax.Array) -> Any:
+            return _redraw(node, key, build, names)
+
+        reset_parameters.register(kind, rule)
+        return build
+
+    return decorate
+
+
+@_rule(eqx.nn.Linear, "weight", "bias")
+def _linear(node: eqx.nn.Linear, dtype: Any, key: jax.Array) -> eqx.nn.Linear:
+    has_bias = node.bias is not None
+    return eqx.nn.Linear(node.in_features, node.out_features, has_bias, dtype, key=key)
+
+
+@_rule(eqx.nn.Conv, "weight", "bias")
+def _conv(node: eqx.nn.Conv, dtype: Any, key: jax.Array) -> eqx.nn.Conv:
+    return eqx.nn.Conv(
+        node.num_spatial_dims,
+        node.in_channels,
+        node.out_channels,
+        node.kernel_size,
+        groups=node.groups,
+        use_bias=node.bias is not None,
+        dtype=dtype,
+        key=key,
+    )
+
+
+@_rule(eqx.nn.ConvTranspose, "weight", "bias")
+def _conv_transpose(
+    node: eqx.nn.ConvTranspose, dtype: Any, key: jax.Array
+) -> eqx.nn.ConvTranspose:
+    return eqx.nn.ConvTranspose(
+        node.num_spatial_dims,
+        node.in_channels,
+        node.out_channels,
+        node.kernel_size,
+        groups=node.groups,
+        use_bias=node.bias is not None,
+        dtype=dtype,
+        key=key,
+    )
+
+
+@_rule(eqx.nn.GRUCell, "weight_ih", "weight_hh", "bias", "bias_n")
+def _gru(node: eqx.nn.GRUCell, dtype: Any, key: jax.Array) -> eqx.nn.GRUCell:
+    has_bias = node.bias is not None
+    return eqx.nn.GRUCell(node.input_size, node.hidden_size, has_bias, dtype, key=key)
+
+
+@_rule(eqx.nn.LSTMCell, "weight_ih", "weight_hh", "bias")
+def _lstm(node: eqx.nn.LSTMCell, dtype: Any, key: jax.Array) -> eqx.nn.LSTMCell:
+    has_bias = node.bias is not None
+    return eqx.nn.LSTMCell(node.input_size, node.hidden_size, has_bias, dtype, key=key)
+
+
+@_rule(eqx.nn.Embedding, "weight")
+def _embedding(node: eqx.nn.Embedding, dtype: Any, key: jax.Array) -> eqx.nn.Embedding:
+    size = node.num_embeddings, node.embedding_size
+    return eqx.nn.Embedding(*size, dtype=dtype, key=key)
+
+
+@_rule(eqx.nn.LayerNorm, "weight", "bias")
+def _layer_norm(node: eqx.nn.LayerNorm, dtype: Any, key: jax.Array) -> eqx.nn.LayerNorm:
+    del key
+    return eqx.nn.LayerNorm(node.shape, dtype=dtype)
+
+
+@_rule(eqx.nn.RMSNorm, "weight", "bias")
+def _rms_norm(node: eqx.nn.RMSNorm, dtype: Any, key: jax.Array) -> eqx.nn.RMSNorm:
+    del key
+    return eqx.nn.RMSNorm(node.shape, dtype=dtype)
+
+
+@_rule(eqx.nn.GroupNorm, "weight", "bias")
+def _group_norm(node: eqx.nn.GroupNorm, dtype: Any, key: jax.Array) -> eqx.nn.GroupNorm:
+    del key
+    return eqx.nn.GroupNorm(node.groups, node.channels, dtype=dtype)
+
+
+_STATISTICS = (
+    "ema_first_time_index",
+    "ema_state_index",
+    "batch_counter",
+    "batch_state_index",
+)
+
+
+@_rule(eqx.nn.BatchNorm, "weight", "bias", *_STATISTICS)
+def _batch_norm(node: eqx.nn.BatchNorm, dtype: Any, key: jax.Array) -> eqx.nn.BatchNorm:
+    del key
+    return eqx.nn.BatchNorm(
+        node.input_size, node.axis_name, dtype=dtype, mode=node.mode
+    )
+
+
+@reset_parameters.register(eqx.nn.PReLU)
+def _prelu(node: eqx.nn.PReLU, *, key: jax.Array) -> eqx.nn.PReLU:
+    del key
+    old = _parameter(node, "negative_slope")
+    slope: jax.Array = eqx.nn.PReLU().negative_slope
+    return replace(node, negative_slope=jnp.full(old.shape, slope, old.dtype))
+
+
+@reset_parameters.register(eqx.nn.RotaryPositionalEmbedding)
+def _rotary(
+    node: eqx.nn.RotaryPositionalEmbedding, *, key: jax.Array
+) -> eqx.nn.RotaryPositionalEmbedding:
+    del key
+    return node  # It has nothing to draw.
+
+
+@reset_parameters.register(eqx.nn.MLP)
+def _mlp(node: eqx.nn.MLP, *, key: jax.Array) -> eqx.nn.MLP:
+    def build(dtype: Any, key: jax.Array) -> eqx.nn.MLP:
+        return eqx.nn.MLP(
+            node.in_size,
+            node.out_size,
+            node.width_size,
+            node.depth,
+            use_bias=node.use_bias,
+            use_final_bias=node.use_final_bias,
+            dtype=dtype,
+            scan=node.scan,
+            key=key,
+        )
+
+    return _redraw_inside(node, key, build, ("layers",))
+
+
+@reset_parameters.register(eqx.nn.MultiheadAttention)
+def _attention(
+    node: eqx.nn.MultiheadAttention, *, key: jax.Array
+) -> eqx.nn.MultiheadAttention:
+    def build(dtype: Any, key: jax.Array) -> eqx.nn.MultiheadAttention:
+        return eqx.nn.MultiheadAttention(
+            node.num_heads,
+            node.query_size,
+            node.key_size,
+            node.value_size,
+            node.output_size,
+            node.qk_size,
+            node.vo_size,
+            node.use_query_bias,
+            node.use_key_bias,
+            node.use_value_bias,
+            node.use_output_bias,
+            dtype=dtype,
+            key=key,
+        )
+
+    names = ("query_proj", "key_proj", "value_proj", "output_proj")
+    return _redraw_inside(node, key, build, names)
+
+
+@reset_parameters.register(eqx.nn.SpectralNorm)
+def _spectral_norm(
+    node: eqx.nn.SpectralNorm[Any], *, key: jax.Array
+) -> eqx.nn.SpectralNorm[Any]:
+    index: Any = node.uv_index
+    old = jtu.tree_leaves(index.init)
+    if not all(eqx.is_array(x) for x in old):
+        return node  # They are in an `eqx.nn.State`.
+    _parameter(node.layer, node.weight_name)
+
+    def draw(layer: Any, key: jax.Array) -> Any:
+        built: Any = eqx.nn.SpectralNorm(
+            layer, node.weight_name, node.num_power_iterations, node.eps, key=key
+        )
+        return built.uv_index.init
+
+    # Its two vectors have one axis each.
+    new = _per_slice(draw, old[0].shape[:-1], node.layer, key=key)
+    return replace(node, uv_index=replace(index, init=new))
+
+
+@reset_parameters.register(eqx.nn.WeightNorm)
+def _weight_norm(
+    node: eqx.nn.WeightNorm[Any], *, key: jax.Array
+) -> eqx.nn.WeightNorm[Any]:
+    weight, old = _parameter(node.layer, node.weight_name), _parameter(node, "g")
+
+    def draw(layer: Any, key: jax.Array) -> jax.Array:
+        del key
+        return eqx.nn.WeightNorm(layer, node.weight_name, node.axis).g
+
+    for depth in range(weight.ndim):
+        inner = weight.shape[depth:]
+        kept = None if node.axis is None else node.axis % len(inner)
+        norms = tuple(n if i == kept else 1 for i, n in enumerate(inner))
+        if old.shape == (*weight.shape[:depth], *norms):
+            leading = weight.shape[:depth]
+            return replace(node, g=_per_slice(draw, leading, node.layer, key=key))
+    raise _of_another_shape(node, "g", old.shape, "those of its layer's weight")
+
+
+def _redraw(node: Any, key: jax.Array, build: Builder, names: Sequence[str]) -> Any:
+    """The node with those of its fields that are parameters from a layer built anew."""
+    old = {name: _content(node, name) for name in names}
+    old = {name: value for name, value in old.items() if value is not None}
+    if not old:
+        return node
+    parameters = filter(eqx.is_inexact_array, jtu.tree_leaves(old))
+    dtype = next((x.dtype for x in parameters), None)
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        built = build(node, dtype, key)
+        return {name: _content(built, name) for name in old}
+
+    struct = cast(Any, eqx).filter_eval_shape(draw, key)
+    depths: set[tuple[int, ...]] = set()
+    for name in old:
+        pairs = zip(*map(jtu.tree_leaves, (old[name], struct[name])), strict=True)
+        for x, made in pairs:
+            depth = x.ndim - len(made.shape)
+            if depth < 0 or x.shape[depth:] != made.shape:
+                raise _of_another_shape(node, name, x.shape, f"{made.shape}")
+            depths.add(x.shape[:depth])
+    if len(depths) > 1:
+        name = next(iter(old))
+        raise _of_another_shape(node, name, depths.pop(), f"{depths.pop()}, leading")
+    new = _per_slice(draw, depths.pop(), key=key)
+    return replace(
+        node, **{name: _with_content(node, name, x) for name, x in new.items()}
+    )
+
+
+def _redraw_inside(
+    node: Any,
+    key: jax.Array,
+    build: Callable[[Any, jax.Array], Any],
+    names: Sequence[str],
+) -> Any:
+    """The node with its layers from one built anew, by one key for all of them.
+
+    Where somebody has put in others, or cast them, no constructor makes such layers:
+    each of them stands alone, and has been drawn by its own rule.
+    """
+    old = {name: getattr(node, name) for name in names}
+    weights = [x for x in jtu.tree_leaves(old) if eqx.is_array(x)]
+    if not weights:
+        return node
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        built = build(weights[0].dtype, key)
+        return {name: getattr(built, name) for name in names}
+
+    first = jtu.tree_leaves(cast(Any, eqx).filter_eval_shape(draw, key))[0]
+    depth = max(weights[0].ndim - len(first.shape), 0)
+    new = _per_slice(draw, weights[0].shape[:depth], key=key)
+    return replace(node, **new) if _alike(new, old) else node
+
+
+def _per_slice(
+    draw: Callable[..., T], leading: tuple[int, ...], *layers: Any, key: jax.Array
+) -> T:
+    """Draws once for each slice along leading axes, with a key of its own."""
+    keys = jax.random.split(key, leading) if leading else key
+    for _ in leading:
+        # Its axes are jaxtyping's `PyTree`, which means nothing to a type checker.
+        draw = eqx.filter_vmap(draw)  # pyright: ignore[reportUnknownMemberType]
+    return draw(*layers, keys)
+
+
+def _content(node: Any, name: str) -> Any:
+    """A parameter, or what a statistic starts from; `None` where there is none."""
+    value = getattr(node, name)
+    if type(value) is eqx.nn.StateIndex:
+        init = cast(Any, value).init
+        return init if all(map(eqx.is_array, jtu.tree_leaves(init))) else None
+    if value is None or is_tied(value):
+        return None
+    return _parameter(node, name)
+
+
+def _with_content(node: Any, name: str, new: Any) -> Any:
+    value = getattr(node, name)
+    is_index = type(value) is eqx.nn.StateIndex
+    return replace(cast(Any, value), init=new) if is_index else new
+
+
+def _alike(one: Any, other: Any) -> bool:
+    leaves, structure = jtu.tree_flatten(one)
+    others, other_structure = jtu.tree_flatten(other)
+    return structure == other_structure and all(
+        eqx.is_array(y) and (x.shape, x.dtype) == (y.shape, y.dtype)
+        for x, y in zip(leaves, others, strict=True)
+    )
+
+
+def _parameter(node: Any, name: str) -> Any:
+    value = getattr(node, name)
+    if not eqx.is_array(value):
+        kind = type(node).__name__
+        raise TypeError(
+            f"`{name}` of {kind} is no array, but a {type(value).__name__}, so its "
+            "parameters can't be drawn as its constructor would. Register a rule, "
+            "`@chorax.reset_parameters.register`, for a class of your own, or exclude "
+            "the layer by `node_to_exclude`."
+        )
+    return value
+
+
+def _of_another_shape(node: Any, name: str, got: Any, expected: str) -> ValueError:
+    kind = type(node).__name__
+    return ValueError(
+        f"`{name}` of {kind} has the shape {got}, but its constructor makes "
+        f"{expected}, so it can't be drawn as its constructor would. Register a rule, "
+        "`@chorax.reset_parameters.register`, for a class of your own, or exclude the "
+        "layer by `node_to_exclude`."
+    )

@@ -1,0 +1,77 @@
+"""The ensembles around a node, whose lanes its calls are mapped over."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.tree_util as jtu
+
+from ._draft import Slot
+from ._ensemble import Ensemble
+from ._kind import Constant, innermost, Kept, Level, New, Origin, Spec
+from ._nodes import Node
+from ._paths import leaf_paths, Path
+from ._replace import replace
+
+
+def levels_of(draft: Slot, node: Node, structure: jtu.PyTreeDef) -> tuple[Level, ...]:
+    """The lanes around a node of this structure, those of the outermost first."""
+    if not node.ensembles:
+        return ()
+    below = leaf_paths(structure)
+    levels: list[Level] = []
+    for path in node.ensembles:
+        ensemble: Any = draft.find(path)[0].value
+        if isinstance(ensemble, Ensemble):
+            known = dict(ensemble.mapped)
+            within = _within(node.path, path)
+            axes = tuple(known.get((*within, *rest)) for rest in below)
+            levels.append(Level(ensemble.axis_size, axes))
+    return tuple(levels)
+
+
+def in_levels(specs: Sequence[Spec], levels: Sequence[Level]) -> list[Spec]:
+    """What one lane of all ensembles around sees of a node's leaves."""
+    return [
+        innermost(spec, [level.axes[index] for level in levels])
+        for index, spec in enumerate(specs)
+    ]
+
+
+def note_lanes(
+    draft: Slot,
+    node: Node,
+    levels: Sequence[Level],
+    structure: jtu.PyTreeDef,
+    origins: Sequence[Origin],
+) -> None:
+    """Tells the ensembles around a node which lane axes its leaves have by now."""
+    if not levels:
+        return
+    below = leaf_paths(structure)
+    slots = [(path, draft.find(path)[0]) for path in node.ensembles]
+    found = [(path, slot) for path, slot in slots if isinstance(slot.value, Ensemble)]
+    for (path, slot), level in zip(found, levels, strict=True):
+        within = _within(node.path, path)
+        old = slot.value.mapped
+        kept = {row for row in old if row[0][: len(within)] != within}
+        for rest, origin in zip(below, origins, strict=True):
+            axis = _axis_after(origin, level)
+            if axis is not None:
+                kept.add(((*within, *rest), axis))
+        if kept != old:
+            slot.restate(replace(slot.value, mapped=frozenset(kept)))
+
+
+def _axis_after(origin: Origin, level: Level) -> int | None:
+    match origin:
+        case Kept(index):
+            return level.axes[index]
+        case New():
+            return 0
+        case Constant():
+            return None
+
+
+def _within(path: Path, ensemble: Path) -> Path:
+    """A path as counted from the model that an ensemble holds, its field `model`."""
+    return path[len(ensemble) + 1 :]

@@ -1,0 +1,475 @@
+"""`chorax.lanes`: taking batched models apart and putting them together."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import chorax
+import oracle
+from chorax import lanes
+
+
+class Cell(eqx.Module):
+    w: Any
+    v: Any
+    key: Any = None
+    name: str = eqx.field(static=True, default="cell")
+    gain: float = 1.0
+
+    def __call__(self, x):
+        return self.gain * (self.w @ x) + self.v
+
+
+def cell(seed, **fields):
+    key = jax.random.key(seed)
+    w = jax.random.normal(key, (2, 3))
+    return Cell(w, jnp.full(2, float(seed)), **{"key": key, **fields})
+
+
+def net(seed):
+    return {"a": cell(seed), "b": [cell(seed + 10), jnp.arange(3) + seed]}
+
+
+def shared_net():
+    """Four lanes over shared weights, with its delta and its members."""
+    model = {"a": cell(0), "b": cell(1)}
+
+    def state(node, key):
+        return chorax.replace(node, v=jax.random.normal(key, (2,)))
+
+    batched, delta = chorax.vmap_call_all_fns(
+        model, state, axis_size=4, key=jax.random.key(5)
+    )
+    return model, batched, delta
+
+
+def test_stack_is_what_filter_vmap_makes():
+    batched, axes = lanes.stack([net(i) for i in range(3)])
+    by_hand = jtu.tree_map(
+        lambda *xs: jnp.stack(xs) if eqx.is_array(xs[0]) else xs[0],
+        *[net(i) for i in range(3)],
+    )
+    oracle.assert_same(batched, by_hand)
+    assert axes["a"].w == 0
+    assert axes["a"].gain is None
+    out = eqx.filter_vmap(lambda m, x: m["a"](x), in_axes=(axes, None))(
+        batched, jnp.ones(3)
+    )
+    np.testing.assert_allclose(
+        out, jnp.stack([net(i)["a"](jnp.ones(3)) for i in range(3)]), rtol=1e-6
+    )
+
+
+def test_unstack_gives_back_what_was_stacked():
+    models = [net(i) for i in range(3)]
+    for back, model in zip(lanes.unstack(*lanes.stack(models)), models, strict=True):
+        oracle.assert_same(back, model)
+
+
+def test_stack_shares_what_it_is_told_to():
+    w = jnp.ones((2, 3))
+    models = [chorax.replace(cell(i), w=w) for i in range(3)]
+    batched, axes = lanes.stack(models, share=lambda path, x: path == ("w",))
+    assert batched.w is w
+    assert axes.w is None
+    assert batched.v.shape == (3, 2)
+    for model in lanes.unstack(batched, axes):
+        assert model.w is w
+
+
+def test_unstack_shares_shared_leaves():
+    model, batched, delta = shared_net()
+    members = lanes.unstack(batched, delta)
+    assert len(members) == 4
+    for index, member in enumerate(members):
+        assert member["a"].w is model["a"].w
+        oracle.assert_same(member["a"].v, batched["a"].v[index])
+
+
+def test_the_lane_law():
+    def draw(node, key):
+        return chorax.replace(node, v=jax.random.normal(key, (2,)))
+
+    keys = jax.random.split(jax.random.key(3), 4)
+    model = {"a": cell(0), "b": cell(1)}
+    batched = chorax.vmap_call_all_fns(model, draw, axis_size=4, key=keys)
+    for key, member in zip(keys, lanes.unstack(*batched), strict=True):
+        alone, _ = chorax.call_all_fns(model, draw, key=key)
+        oracle.assert_same(member, alone)
+
+
+@pytest.mark.parametrize("axes", ["delta", "tree", "prefix"])
+def test_every_form_of_axes(axes):
+    _, batched, delta = shared_net()
+    prefix = {
+        "a": Cell(None, 0, None, gain=None),  # pyright: ignore
+        "b": delta.in_axes["b"],
+    }
+    form = {"delta": delta, "tree": delta.in_axes, "prefix": prefix}[axes]
+    assert lanes.take(batched, form, 2)["a"].v.shape == (2,)
+    assert len(lanes.unstack(batched, form)) == 4
+    assert lanes.concatenate([batched, batched], form)["b"].v.shape == (8, 2)
+
+
+INDICES = {
+    "first": 0,
+    "last": -1,
+    "numpy": np.int64(2),
+    "array": jnp.array(1),
+    "slice": slice(1, 3),
+    "step": slice(None, None, -2),
+    "empty": slice(0, 0),
+    "indices": jnp.array([3, 0, 3]),
+    "negative": jnp.array([-1, -4]),
+    "list": [1, 2],
+    "nothing": [],
+    "mask": jnp.array([True, False, False, True]),
+    "numpy mask": np.array([False, True, False, False]),
+    "list mask": [True, True, False, False],
+}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_take(index):
+    model, batched, delta = shared_net()
+    taken = lanes.take(batched, delta, index)
+    plain = np.asarray(index) if isinstance(index, list) and index else index
+    plain = slice(0, 0) if isinstance(index, list) and not index else plain
+    assert taken["a"].w is model["a"].w
+    oracle.assert_same(taken["a"].v, batched["a"].v[plain])
+    oracle.assert_same(taken["b"].v, batched["b"].v[plain])
+
+
+def test_take_keeps_axes_where_they_are():
+    batched = {"v": jnp.arange(24.0).reshape(2, 3, 4), "n": np.arange(3)}
+    axes = {"v": -2, "n": 0}
+    taken = lanes.take(batched, axes, jnp.array([2, 0]))
+    oracle.assert_same(taken["v"], batched["v"][:, jnp.array([2, 0])])
+    assert taken["n"].tolist() == [2, 0]
+    assert lanes.take(batched, axes, 1)["v"].shape == (2, 4)
+    joined = lanes.concatenate([batched, taken], axes)
+    assert joined["v"].shape == (2, 5, 4)
+    new = jtu.tree_map(lambda x: x + 100, batched)
+    mixed = lanes.where([False, True, False], new, batched, axes)
+    oracle.assert_same(mixed["v"][:, 1], new["v"][:, 1])
+    oracle.assert_same(mixed["v"][:, 0], batched["v"][:, 0])
+    assert mixed["n"].tolist() == [0, 101, 2]
+
+
+def test_concatenate_is_the_inverse_of_slices():
+    _, batched, delta = shared_net()
+    parts = [lanes.take(batched, delta, slice(a, b)) for a, b in [(0, 1), (1, 4)]]
+    oracle.assert_same(lanes.concatenate(parts, delta), batched)
+
+
+def test_where_chooses_by_lanes():
+    model, old, delta = shared_net()
+    new = jtu.tree_map(lambda x: x, old)
+    new["a"] = chorax.replace(old["a"], v=old["a"].v + 1)
+    mask = jnp.array([True, False, True, False])
+    out = lanes.where(mask, new, old, delta)
+    oracle.assert_same(out["a"].v, jnp.where(mask[:, None], new["a"].v, old["a"].v))
+    assert out["a"].w is model["a"].w
+
+
+def test_where_takes_shared_leaves_from_old():
+    _, old, delta = shared_net()
+    trained = {**old, "a": chorax.replace(old["a"], w=old["a"].w * 2)}
+    out = lanes.where([True] * 4, old, trained, delta)
+    assert out["a"].w is trained["a"].w
+
+
+def test_where_works_on_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+    other = jax.random.split(jax.random.key(1), 3)
+    out = lanes.where([True, False, True], {"k": keys}, {"k": other}, 0)["k"]
+    found = jax.random.key_data(out)
+    oracle.assert_same(found[1], jax.random.key_data(other)[1])
+    oracle.assert_same(found[0], jax.random.key_data(keys)[0])
+
+
+def test_broadcast():
+    model = {"a": cell(0), "n": 3}
+    batched, axes = lanes.broadcast(model, 4)
+    assert batched["a"].w.shape == (4, 2, 3)
+    assert batched["n"] == 3
+    assert axes["n"] is None
+    for member in lanes.unstack(batched, axes):
+        oracle.assert_same(member, model)
+
+
+def test_broadcast_some():
+    model = {"a": cell(0), "b": cell(1)}
+    batched, axes = lanes.broadcast(
+        model, np.int32(4), chorax.filters.PathContains("v")
+    )
+    assert batched["a"].w is model["a"].w
+    assert batched["b"].v.shape == (4, 2)
+    assert axes["a"].w is None
+
+
+def test_inside_jit_with_traced_indices_and_masks():
+    _, batched, delta = shared_net()
+    arrays, static = eqx.partition(batched, eqx.is_array)
+
+    @jax.jit
+    def call(arrays, index, mask):
+        model = eqx.combine(arrays, static)
+        one = lanes.take(model, delta, index)
+        some = lanes.take(model, delta, jnp.stack([index, index - 1]))
+        fresh = jtu.tree_map(lambda x: x - x if eqx.is_inexact_array(x) else x, model)
+        chosen = lanes.where(mask, fresh, model, delta)
+        stacked, axes = lanes.stack([one, one])
+        del axes
+        return [m["a"].v for m in (one, some, chosen, stacked)]
+
+    mask = jnp.array([True, False, False, True])
+    one, some, chosen, stacked = call(arrays, jnp.array(2), mask)
+    v = batched["a"].v
+    oracle.assert_same(one, v[2])
+    oracle.assert_same(some, v[jnp.array([2, 1])])
+    oracle.assert_same(chosen, jnp.where(mask[:, None], 0.0, v))
+    oracle.assert_same(stacked, jnp.stack([v[2], v[2]]))
+
+
+def test_inside_grad_vmap_and_scan():
+    _, batched, delta = shared_net()
+    diff, static = eqx.partition(batched, eqx.is_inexact_array)
+
+    def loss(diff, index):
+        model = lanes.take(eqx.combine(diff, static), delta, index)
+        return (model["a"].v ** 2).sum() + (model["b"].w ** 2).sum()
+
+    v, w = batched["a"].v, batched["b"].w
+    grads = jax.grad(loss)(diff, 1)
+    oracle.assert_same(grads["a"].v, jnp.zeros_like(v).at[1].set(2 * v[1]))
+    each = jax.vmap(loss, in_axes=(None, 0))(diff, jnp.arange(4))
+    np.testing.assert_allclose(each, (v**2).sum(1) + (w**2).sum(), rtol=1e-6)
+
+    def body(total, index):
+        return total + loss(diff, index), None
+
+    total, _ = jax.lax.scan(body, 0.0, jnp.arange(4))
+    np.testing.assert_allclose(total, each.sum(), rtol=1e-6)
+
+
+def test_an_index_that_is_traced_is_clamped():
+    out = jax.jit(lambda i: lanes.take({"v": jnp.arange(3)}, 0, i))(jnp.array(7))
+    assert out["v"] == 2
+
+
+def test_shared_values_that_are_traced_can_not_be_compared():
+    def call(w):
+        one, other = {"w": w, "v": w}, {"w": w + 1, "v": w}
+        return lanes.stack([one, other], share=lambda path, x: path == ("w",))[0]
+
+    out = jax.jit(call)(jnp.ones(2))
+    assert out["w"].shape == (2,)
+
+
+def test_shard_spreads_lanes_and_replicates_the_rest():
+    _, batched, delta = shared_net()
+    for entry in ("lanes", ("lanes",)):
+        out = lanes.shard(batched, delta, sharding(entry))
+        oracle.assert_same(out["a"].v, batched["a"].v)
+        assert out["a"].v.sharding.spec[0] in (entry, "lanes")
+        assert out["a"].w.sharding.spec == PartitionSpec()
+
+
+def sharding(*entries):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("lanes",))
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+def test_shard_wants_a_sharding():
+    with pytest.raises(TypeError, match="typechecking parameter 'sharding'"):
+        lanes.shard(two_lanes(), 0, "lanes")  # pyright: ignore
+
+
+def two_lanes(**fields):
+    return {"a": {"v": jnp.zeros((2, 3))}, **fields}
+
+
+BAD: dict[str, tuple[Any, type[Exception], str]] = {
+    "nothing to stack": (
+        lambda: lanes.stack([]),
+        ValueError,
+        "There is nothing to stack: no models were given.",
+    ),
+    "other structure": (
+        lambda: lanes.stack([{"a": 1}, {"a": 1, "b": 2}]),
+        ValueError,
+        "Lanes are models of one structure, but model 0 and model 1 differ at `b`: "
+        "model 0: lacks it; model 1: has it.",
+    ),
+    "other static field": (
+        lambda: lanes.stack([[cell(0)], [cell(1, name="other")]]),
+        ValueError,
+        "Lanes are models of one structure, but model 0 and model 1 differ at `0.name`: "
+        "model 0: 'cell'; model 1: 'other'.",
+    ),
+    "other shape": (
+        lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": jnp.zeros(3)}]),
+        ValueError,
+        "`v` of model 0 and model 1 differ: float32[2] against float32[3].",
+    ),
+    "other dtype": (
+        lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": jnp.zeros(2, jnp.int32)}]),
+        ValueError,
+        "`v` of model 0 and model 1 differ: float32[2] against int32[2].",
+    ),
+    "other number": (
+        lambda: lanes.stack([cell(0), cell(1, gain=2.0)]),
+        ValueError,
+        "`gain` of model 0 and model 1 differ: 1.0 against 2.0. What is no array is "
+        "shared by all lanes; make it an array to have one a lane.",
+    ),
+    "an array against a number": (
+        lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": 2.0}]),
+        ValueError,
+        "`v` of model 0 and model 1 differ: one is no array, but a float, 2.0.",
+    ),
+    "shared but other": (
+        lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": jnp.ones(2)}], share=...),
+        ValueError,
+        "`v` of model 0 and model 1 have other values, but no lane axis: one of them "
+        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+    ),
+    "no lanes": (
+        lambda: lanes.unstack(two_lanes(), None),
+        ValueError,
+        "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` or "
+        "the tree of axes that came with the batched model.",
+    ),
+    "lanes that disagree": (
+        lambda: lanes.unstack(two_lanes(b=jnp.zeros(3)), 0),
+        ValueError,
+        "`axes` maps `b` along axis 0, which must be `axis_size` = 2 long, but it has 3 "
+        "there: its shape is (3,). Map it along its lane axis, or use `None` to share "
+        "it.",
+    ),
+    "axes of another tree": (
+        lambda: lanes.unstack(two_lanes(), {"b": 0}),
+        ValueError,
+        "`axes` must be a prefix of the tree it describes, but they part at the root "
+        "`()`: a dict of ['b'] against a dict of ['a'].",
+    ),
+    "out of range": (
+        lambda: lanes.take(two_lanes(), 0, 2),
+        IndexError,
+        "There are 2 lanes, so there is none at index 2.",
+    ),
+    "out of range below": (
+        lambda: lanes.take(two_lanes(), 0, jnp.array([0, -3])),
+        IndexError,
+        "There are 2 lanes, so there is none at index -3.",
+    ),
+    "a bool": (
+        lambda: lanes.take(two_lanes(), 0, True),
+        TypeError,
+        "A lane's index must be an integer, but got a `bool`.",
+    ),
+    "a float": (
+        lambda: lanes.take(two_lanes(), 0, 1.0),
+        TypeError,
+        "Lanes are taken by an integer, a slice, a mask or an array of indices, but got "
+        "1.0 of type float.",
+    ),
+    "floats": (
+        lambda: lanes.take(two_lanes(), 0, jnp.ones(2)),
+        TypeError,
+        "Lanes are taken by integers, but got float32.",
+    ),
+    "a matrix of indices": (
+        lambda: lanes.take(two_lanes(), 0, jnp.zeros((2, 2), jnp.int32)),
+        ValueError,
+        "Lanes are taken by indices along one axis, but got the shape (2, 2).",
+    ),
+    "a mask of another length": (
+        lambda: lanes.take(two_lanes(), 0, jnp.array([True])),
+        ValueError,
+        "A mask of lanes must have the shape (2,), but has (1,).",
+    ),
+    "a traced mask": (
+        lambda: jax.jit(lambda m: lanes.take(two_lanes(), 0, m))(jnp.ones(2, bool)),
+        ValueError,
+        "How many lanes a traced mask keeps is not known while tracing. Choose lane by "
+        "lane with `chorax.lanes.where`, or take `jnp.flatnonzero(mask, size=...)`.",
+    ),
+    "nothing to concatenate": (
+        lambda: lanes.concatenate([], 0),
+        ValueError,
+        "There is nothing to concatenate: no models were given.",
+    ),
+    "batches of other shapes": (
+        lambda: lanes.concatenate([two_lanes(), {"a": {"v": jnp.zeros((2, 4))}}], 0),
+        ValueError,
+        "`a.v` of batch 0 and batch 1 differ: float32[2, 3] against float32[2, 4].",
+    ),
+    "batches that share other values": (
+        lambda: lanes.concatenate(
+            [two_lanes(w=jnp.zeros(2)), two_lanes(w=jnp.ones(2))], {"a": 0, "w": None}
+        ),
+        ValueError,
+        "`w` of batch 0 and batch 1 have other values, but no lane axis: one of them "
+        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+    ),
+    "batches of another structure": (
+        lambda: lanes.concatenate([two_lanes(), two_lanes(w=1)], 0),
+        ValueError,
+        "Lanes are models of one structure, but batch 0 and batch 1 differ at `w`: "
+        "batch 0: lacks it; batch 1: has it.",
+    ),
+    "a short mask": (
+        lambda: lanes.where([True], two_lanes(), two_lanes(), 0),
+        ValueError,
+        "`where` must be a boolean array of shape (2,), one entry a lane, but its shape "
+        "is (1,).",
+    ),
+    "where of another shape": (
+        lambda: lanes.where(
+            [True, False], two_lanes(), {"a": {"v": jnp.zeros((2, 4))}}, 0
+        ),
+        ValueError,
+        "`a.v` of `old` and `new` differ: float32[2, 4] against float32[2, 3].",
+    ),
+    "where of another structure": (
+        lambda: lanes.where([True, False], two_lanes(w=1), two_lanes(), 0),
+        ValueError,
+        "Lanes are models of one structure, but `old` and `new` differ at `w`: `old`: "
+        "lacks it; `new`: has it.",
+    ),
+    "where of other numbers": (
+        lambda: lanes.where(
+            [True, False], two_lanes(w=1), two_lanes(w=2), {"a": 0, "w": None}
+        ),
+        ValueError,
+        "`w` of `old` and `new` differ: 2 against 1. What is no array is shared by all "
+        "lanes; make it an array to have one a lane.",
+    ),
+    "no number of lanes": (
+        lambda: lanes.broadcast(two_lanes(), 0),
+        ValueError,
+        "`axis_size` must be a positive integer, the number of lanes, but got 0 of type "
+        "int.",
+    ),
+    "a sharding of two axes": (
+        lambda: lanes.shard(two_lanes(), 0, sharding("lanes", None)),
+        ValueError,
+        "`sharding` must have a specification of one entry, the mesh axis of the lanes, "
+        f"but has {PartitionSpec('lanes', None)}.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), BAD.values(), ids=BAD)
+def test_bad_use(call, kind, text):
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == text

@@ -181,7 +181,7 @@ The field `rates` of the Synapses at the root `()` does not fit its annotation.
         """
 The field `delays` of the Synapses at the root `()` does not fit its annotation.
   annotated: delays: list[Int[Array, "n"]]
-  found: a tuple of 1
+  found: a tuple of `0`: int32 of shape (3,)
 """,
     ),
     "an annotation of several lines": (

@@ -1,9 +1,11 @@
 """Shape annotations, checked where a lane sees them."""
 
+import collections
+import subprocess
 import sys
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, Literal
 
 import equinox as eqx
 import jax
@@ -11,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, Int64, PyTree, Shaped
 
 import annotated
 import annotated_late
 import chorax
-from annotated import f
+from annotated import f, i
+from chorax._fits import Scope
+from chorax._hints import hinted_fields
 
 
 def touch(node):
@@ -234,6 +238,13 @@ class Base[T](eqx.Module):
     late: "Many[T]"
 class Child(Base[Vector]):
     other: Many[Vector] | None
+type Gone = Missing | Vector
+type Loop = Loop
+class Lost(eqx.Module):
+    gone: Gone
+    loop: Loop
+    inner: "list[Gone]"
+    v: Vector
 """
 
     def test_the_syntax_of_later_pythons():
@@ -244,6 +255,9 @@ class Child(Base[Vector]):
         for wrong in [(f(3), [f(4)], None), (f(3), [f(3)], [f(4)]), (1.0, [], None)]:
             with pytest.raises(chorax.AnnotationError, match="the Child"):
                 chorax.check_annotations(module.Child(*wrong))
+        chorax.check_annotations(module.Lost(1, 2, 3, f(3)))
+        with pytest.raises(chorax.AnnotationError, match="`v` of the Lost"):
+            chorax.check_annotations(module.Lost(1, 2, 3, f(3, 3)))
 
 
 class Cell(eqx.Module):
@@ -454,3 +468,190 @@ def test_check_annotations_wants_lanes_that_agree():
         chorax.check_annotations(Cell(f(8, 3, 4), f(7, 3)), in_axes=0)
     with pytest.raises(ValueError, match="has no such axis"):
         chorax.check_annotations(Cell(f(3, 4), f(3)), in_axes=Cell(2, None))  # pyright: ignore
+
+
+def test_the_scope_of_a_check_does_not_reach_into_methods(tmp_path):
+    # In a process of its own, since the tests' import hook has scopes of its own.
+    program = """
+import chorax, equinox as eqx, jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+class Node(eqx.Module):
+    w: Array
+
+def fn(node):
+    assert isinstance(node.w, Float[Array, "n"])
+    return chorax.replace(node, w=node.w + 1)
+
+model = [Node(jnp.zeros(3)), Node(jnp.zeros(4))]
+batched, _ = chorax.vmap_call_all_fns(model, fn, axis_size=2)
+assert [node.w.shape for node in batched] == [(2, 3), (2, 4)]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class Indexed(eqx.Module):
+    ids: Int64[np.ndarray, "n"]
+    scale: float | Float[Array, "n"]
+    touched: Any
+
+
+def test_numpy_leaves_as_they_are():
+    node = Indexed(np.arange(3), np.float64(0.5), f())
+    for way in ways(node):
+        way()
+    with pytest.raises(chorax.AnnotationError, match="found: float32 of shape"):
+        chorax.check_annotations(Indexed(np.ones(3, np.float32), 0.5, f()))
+    with pytest.raises(chorax.AnnotationError, match="found: int64 of shape"):
+        chorax.check_annotations(Indexed(np.zeros((3, 1), np.int64), 0.5, f()))
+
+
+@pytest.mark.parametrize("annotation", [float | Float[Array, "n"], PyTree[float]])
+def test_numbers_under_a_plain_jit(annotation):
+    node = holder(annotation)(0.5, f())
+    chorax.call_all_fns(node, touch)
+    jax.jit(lambda n: chorax.call_all_fns(n, touch)[0])(node)
+    jax.lax.scan(lambda n, _: (chorax.call_all_fns(n, touch)[0], None), node, None, 2)
+
+
+def test_a_first_axis_without_elements():
+    with pytest.raises(chorax.AnnotationError, match="of shape \\(0, 3\\)"):
+        chorax.check_annotations(annotated.Base(f(0, 3)))
+
+
+def test_what_is_tied_inside_of_containers():
+    class Many(eqx.Module):
+        ws: list[Float[Array, "n"]]
+        tree: PyTree[Float[Array, "n"]]
+
+    many = Many([f(3), f(3)], {"a": f(3), "b": f(3)})
+    shared = eqx.nn.Shared(
+        many,
+        where=lambda m: (m.ws[1], m.tree["b"]),
+        get=lambda m: (m.ws[0], m.tree["a"]),
+    )
+    chorax.check_annotations(shared)
+
+
+class Picky(type):
+    def __instancecheck__(cls, x):
+        raise RuntimeError("It can't be asked.")
+
+
+class Strange(metaclass=Picky):
+    pass
+
+
+class Groups(dict[str, list[annotated.T]], Generic[annotated.T]):
+    pass
+
+
+STRANGE = {
+    "literal": (Literal[0, 1] | Float[Array, "n"], f(3)),
+    "iterable": (Iterable[Float[Array, ""]] | Float[Array, ""], f()),
+    "picky": (Strange | Float[Array, "n"], f(3)),
+    "both kinds": (
+        PyTree[Float[Array, "n"] | Int[np.ndarray, "k"]],
+        [f(3), np.zeros(2, np.int32)],
+    ),
+    "a pair of both kinds": (
+        PyTree[tuple[Float[Array, "n"], Float[np.ndarray, "n"]]],
+        [(f(3), np.zeros(3, np.float32))],
+    ),
+    "own generic": (Groups[Float[Array, "n"]], Groups(a=[f(3)])),
+    "counter": (
+        tuple[collections.Counter[str], Float[Array, "n"]],
+        (collections.Counter(a=1), f(3)),
+    ),
+    "both dtypes": (Shaped[Float[Array, "n"], "m"], f(2, 3)),
+}
+
+
+@pytest.mark.parametrize(("annotation", "value"), STRANGE.values(), ids=STRANGE)
+def test_what_others_accept(annotation, value):
+    if isinstance(value, Groups):
+        node = Static(value)
+        chorax.check_annotations(node)
+        return
+    chorax.check_annotations(holder(annotation)(value, f()))
+    chorax.call_all_fns(holder(annotation)(value, f()), touch)
+
+
+class Static(eqx.Module):
+    x: Groups[Float[Array, "n"]] = eqx.field(static=True)
+
+
+def test_dtypes_of_a_hint_within_a_hint():
+    node = holder(Shaped[Float[Array, "n"], "m"])(jnp.zeros((2, 3), int), f())
+    with pytest.raises(chorax.AnnotationError, match="found: int32"):
+        chorax.check_annotations(node)
+
+
+def test_what_can_not_be_told_hides_nothing_else():
+    pair = tuple[Float[Array, "n-1"], Float[Array, "n"]]
+    wrong = holder(pair)((f(2), jnp.zeros(3, int)), f())
+    with pytest.raises(chorax.AnnotationError, match=r"at `x\.1`"):
+        chorax.check_annotations(wrong)
+    with pytest.raises(chorax.AnnotationError, match=r"at `x\.0`"):
+        chorax.check_annotations(holder(pair)((f(3), f(3)), f()))
+    chorax.check_annotations(holder(pair)((f(2), f(3)), f()))
+
+
+def test_a_record_with_a_cycle():
+    link = annotated_late.Link(f(3))
+    link.rest = link
+    # Its repr and its hash are not its own: only the check walks it.
+    object.__setattr__(link, "v", f(3))
+    scope = Scope(link, hinted_fields(annotated_late.Link), {})
+    scope.bind()
+
+
+def test_a_tree_with_leaves_of_any_size_names_them():
+    node = holder(PyTree[Float[Array, "?n"], "T"])({"a": f(3), "b": i(3)}, f())
+    text = r"`a`: float32 of shape \(3,\), `b`: int32 of shape \(3,\)"
+    with pytest.raises(chorax.AnnotationError, match=text):
+        chorax.check_annotations(node)
+
+
+def test_an_outer_hint_on_what_a_later_call_changes():
+    class Inner(eqx.Module, Generic[annotated.T]):
+        item: annotated.T
+
+        @chorax.call_order(1)
+        def go(self):
+            return chorax.replace(self, item=f(4))
+
+    class Outer(eqx.Module):
+        inner: Inner[Float[Array, "3"]]
+        touched: Any
+
+        def go(self):
+            return touch(self)
+
+    text = r"`inner` of the Outer .* after `go` of the node at `inner`"
+    with pytest.raises(chorax.AnnotationError, match=text):
+        chorax.call_all_fns(Outer(Inner(f(3)), f()), "go")
+
+
+def test_many_trees_are_checked_in_linear_time():
+    # Each is asked about with what may bear upon it, not with all that came before.
+    asked = []
+
+    class Counted:
+        dtype = np.dtype("float32")
+
+        @property
+        def shape(self):
+            asked.append(1)
+            return (3,)
+
+    class Many(eqx.Module):
+        xs: list[PyTree[Float[Any, "..."]]] = eqx.field(static=True)
+
+    counts = []
+    for size in (10, 20):
+        asked.clear()
+        chorax.check_annotations(Many([Counted() for _ in range(size)]))
+        counts.append(len(asked))
+    assert counts[1] == 2 * counts[0]

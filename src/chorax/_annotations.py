@@ -6,6 +6,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+import numpy as np
 
 from ._axes import check_lengths, resolve_axes
 from ._delta import plain_axes
@@ -151,16 +152,32 @@ def _misfit_of(
 
     def look(*arrays: Any) -> None:
         rest = iter(arrays)
-        leaves = [next(rest) if isinstance(s, ArraySpec) else s.value for s in specs]
+        leaves: list[Any] = []
+        twins: dict[int, Any] = {}
+        for spec in specs:
+            leaf = next(rest) if isinstance(spec, ArraySpec) else spec.value
+            if isinstance(spec, ArraySpec) and spec.host is not None:
+                twin, leaf = leaf, _on_host(spec)
+                twins[id(leaf)] = twin
+            leaves.append(leaf)
         node = jtu.tree_unflatten(structure, leaves)
         try:
-            Scope(node, fields).bind()
+            Scope(node, fields, twins).bind()
         except Misfit as misfit:
             found.append(misfit_message(node, path, misfit, sight))
 
     if fields:
         jax.eval_shape(look, *[s.struct for s in specs if isinstance(s, ArraySpec)])
     return found[0] if found else None
+
+
+def _on_host(spec: ArraySpec) -> Any:
+    """A stand-in for a NumPy leaf, which no lane has changed."""
+    host: Any = spec.host
+    if isinstance(host, type) and not spec.struct.shape:
+        return host()
+    dtype = host(0).dtype if isinstance(host, type) else host
+    return np.broadcast_to(np.zeros((), dtype), spec.struct.shape)
 
 
 def check_node_once(
@@ -192,7 +209,7 @@ def _without_axes(spec: Spec, depth: int) -> Spec:
     if not isinstance(spec, ArraySpec):
         return spec
     struct = jax.ShapeDtypeStruct(spec.struct.shape[depth:], spec.struct.dtype)
-    return ArraySpec(struct, None)
+    return ArraySpec(struct, None, spec.host)
 
 
 def _lanes(leaves: Sequence[Any], axes: Sequence[int | None]) -> Iterator[int]:

@@ -31,18 +31,26 @@ from ._hints import (
 )
 from ._nodes import is_tied
 from ._paths import Key, Path, walk
+from ._widened import names_of, NUMBERS, widened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bound:
-    """A value that has fit, where it stands, and so may have bound names."""
+    """A value that has fit, where it stands, and so may have bound names.
+
+    `asked` is the hint that jaxtyping was asked about, see `widened`.
+    """
 
     path: Path
     value: Any
     form: Any
+    asked: Any
+    names: frozenset[str]
 
 
 Trail: TypeAlias = tuple[Bound, ...]
+# A name that no field has.
+_QUESTION = "_question_for_jaxtyping"
 
 
 class Misfit(Exception):  # noqa: N818
@@ -66,24 +74,48 @@ class _Unresolved(Exception):  # noqa: N818
     """jaxtyping can't tell: a symbolic axis speaks of names that nothing has bound."""
 
 
-class Scope:
-    """Where names of dimensions hold: the fields of one object."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Task:
+    field: HintedField
+    value: Any
+    hint: Hint
+    path: Path
 
-    def __init__(self, owner: Any, fields: Sequence[HintedField]) -> None:
-        self.owner = owner
-        self.fields = tuple(field for field in fields if _is_set(owner, field.name))
+
+class Scope:
+    """Where names of dimensions hold: the fields of one object.
+
+    `twins` maps the identity of a value to another one that may stand for it. `around`
+    are the identities of the objects that this one is a part of.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        fields: Sequence[HintedField],
+        twins: Mapping[int, Any],
+        around: tuple[int, ...] = (),
+    ) -> None:
+        self._twins = twins
+        self._around = (*around, id(owner))
+        self._tasks = [
+            _Task(field, getattr(owner, field.name), field.hint, (field.name,))
+            for field in fields
+            if _is_set(owner, field.name)
+        ]
+        self._later: list[_Task] = []
+        self._task: _Task | None = None
+        self._atomic = 0
+        self._asked: dict[int, tuple[Any, Any]] = {}
         # What an axis of the form `{self.size}` or `{size}` may speak of: jaxtyping
         # takes it from the parameters of the function that it decorates.
-        values = {
-            field.name: getattr(owner, field.name, None) for field in _all_fields(owner)
-        }
-        self._values = {"self": owner, **values}
-
+        values = {name: getattr(owner, name, None) for name in _field_names(owner)}
+        self._values = {**values, "self": owner}
         # Lambdas, here and in `_ask`: a hook that decorates every function on import
         # would give each a scope of its own.
-        run = cast(Any, lambda **values: values["_question"]())  # pyright: ignore[reportUnknownLambdaType]
-        names = [*self._values, "_question"]
+        run = cast(Any, lambda **values: values[_QUESTION]())  # pyright: ignore[reportUnknownLambdaType]
         kind = inspect.Parameter.KEYWORD_ONLY
+        names = [*self._values, _QUESTION]
         parameters = [inspect.Parameter(name, kind) for name in names]
         run.__signature__ = inspect.Signature(parameters)
         self._run = cast(Any, jaxtyping).jaxtyped(run, typechecker=None)
@@ -91,26 +123,28 @@ class Scope:
     def bind(self) -> Trail:
         """Checks every field; raises `Misfit`."""
         trail: Trail = ()
-        waiting = self.fields
+        waiting = self._tasks
         while waiting:
-            later: list[HintedField] = []
-            for field in waiting:
-                value = getattr(self.owner, field.name)
+            self._later = []
+            for task in waiting:
+                self._task = task
                 try:
-                    trail = self.fit(value, field.hint, trail, (field.name,))
+                    trail = self.fit(task.value, task.hint, trail, task.path)
                 except _Unresolved:
-                    later.append(field)  # A later field may bind what it speaks of.
+                    self._later.append(task)  # What it speaks of may be bound later.
                 except Misfit as misfit:
                     if misfit.scope is None:
-                        misfit.scope, misfit.field = self, field
+                        misfit.scope, misfit.field = self, task.field
                     raise
-            if len(later) == len(waiting):
+            if [task.path for task in self._later] == [task.path for task in waiting]:
                 break
-            waiting = tuple(later)
+            waiting = self._later
         return trail
 
     def fit(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
         """The trail with what the value binds; raises `Misfit`."""
+        if is_tied(value):
+            return trail
         hint = hint.bare()
         form = hint.form
         if is_array_hint(form) or is_tree_hint(form):
@@ -138,11 +172,17 @@ class Scope:
 
     def _fit_arrays(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
         form = hint.form
-        for seen in _views(value):
-            if self._ask(seen, form, trail):
-                new = Bound(path, seen, form)
+        if id(form) not in self._asked:
+            self._asked[id(form)] = (form, widened(form))
+        _, asked = self._asked[id(form)]
+        names = names_of(form)
+        for seen in _views(value, self._twins):
+            if self._ask(seen, asked, names, trail):
+                new = Bound(path, seen, form, asked, names)
                 return trail if _adds_nothing(new, trail) else (*trail, new)
         if is_tree_hint(form):
+            if any(map(is_tied, jtu.tree_leaves(value))):
+                return trail
             self._raise_within_tree(value, hint, trail, path)
         raise Misfit(path, value, hint, trail)
 
@@ -162,11 +202,15 @@ class Scope:
 
     def _fit_union(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
         misfits: list[Misfit] = []
-        for arm in hint.parts():
-            try:
-                return self.fit(value, arm, trail, path)
-            except Misfit as misfit:
-                misfits.append(misfit)
+        self._atomic += 1  # What can't be told yet puts off the choice as a whole.
+        try:
+            for arm in hint.parts():
+                try:
+                    return self.fit(value, arm, trail, path)
+                except Misfit as misfit:
+                    misfits.append(misfit)
+        finally:
+            self._atomic -= 1
         # An alternative that fits from outside is to blame for what is within.
         deep = [misfit for misfit in misfits if len(misfit.path) > len(path)]
         raise deep[0] if len(deep) == 1 else Misfit(path, value, hint, trail)
@@ -176,7 +220,13 @@ class Scope:
         if not _admits(origin, value):
             raise Misfit(path, value, hint, trail)
         for key, item, part in _items(value, hint, trail, path):
-            trail = self.fit(item, part, trail, (*path, key))
+            try:
+                trail = self.fit(item, part, trail, (*path, key))
+            except _Unresolved:
+                if self._atomic or self._task is None:
+                    raise
+                task = _Task(self._task.field, item, part, (*path, key))
+                self._later.append(task)
         if is_record(origin):
             own = [f for f in hinted_fields(origin) if not mentions_variable(f.hint)]
             self._fit_within(value, own, path)
@@ -184,17 +234,20 @@ class Scope:
 
     def _fit_within(self, value: Any, own: Sequence[HintedField], path: Path) -> None:
         """Checks an object whose names are its own."""
+        if id(value) in self._around:
+            return
         try:
-            Scope(value, own).bind()
+            Scope(value, own, self._twins, self._around).bind()
         except Misfit as misfit:
             misfit.path = (*path, *misfit.path)
             raise
 
-    def _ask(self, value: Any, form: Any, trail: Trail) -> bool:
-        pairs = [*((each.value, each.form) for each in trail), (value, form)]
+    def _ask(self, value: Any, form: Any, names: frozenset[str], trail: Trail) -> bool:
+        earlier = [(each.value, each.asked) for each in trail if each.names & names]
+        pairs = [*earlier, (value, form)]
         question = lambda: all([isinstance(x, known) for x, known in pairs])  # noqa: C419, E731
         try:
-            return self._run(**self._values, _question=question)
+            return self._run(**self._values, **{_QUESTION: question})
         except Exception as error:
             raise _Unresolved from error
 
@@ -205,7 +258,14 @@ def _items(
     """What a value of a generic class holds, and the hint of each item."""
     origin: Any = typing.get_origin(hint.form)
     parts = hint.parts()
-    if issubclass(origin, tuple) and not is_record(origin):
+    if is_record(origin) or issubclass(origin, eqx.Module):
+        # A module's other fields are checked when it is called itself.
+        for field in hinted_fields(cast("type[Any]", origin), parts):
+            if mentions_variable(field.hint) and _is_set(value, field.name):
+                yield field.name, getattr(value, field.name), field.hint
+    elif origin.__module__ not in ("builtins", "collections", "collections.abc"):
+        return  # What the parameters of somebody's own class mean is not known.
+    elif issubclass(origin, tuple):
         if len(parts) == 2 and parts[1].form is ...:
             parts = parts[:1] * len(value)
         if any(typing.get_origin(part.form) is typing.Unpack for part in parts):
@@ -215,21 +275,12 @@ def _items(
         rows = enumerate(zip(value, parts, strict=True))
         yield from ((index, item, part) for index, (item, part) in rows)
     elif issubclass(origin, Mapping):
-        for key, item in value.items():
-            yield _plain(key), item, parts[-1]
-    elif is_record(origin) or issubclass(origin, eqx.Module):
-        # A module's other fields are checked when it is called itself.
-        for field in hinted_fields(cast("type[Any]", origin), parts):
-            if mentions_variable(field.hint) and _is_set(value, field.name):
-                yield field.name, getattr(value, field.name), field.hint
-    elif len(parts) == 1 and isinstance(value, Collection):
+        for key, item in value.items() if len(parts) == 2 else ():
+            yield key if isinstance(key, str | int) else str(key), item, parts[1]
+    elif len(parts) == 1 and isinstance(value, Collection) and not eqx.is_array(value):
         # What is no collection, a generator say, would be used up by a look.
         items = cast(Collection[Any], value)
         yield from ((index, item, parts[0]) for index, item in enumerate(items))
-
-
-def _plain(key: Any) -> Key:
-    return key if isinstance(key, str | int) else str(key)
 
 
 def _admits(form: Any, value: Any) -> bool:
@@ -237,46 +288,49 @@ def _admits(form: Any, value: Any) -> bool:
     if form is None:
         form = type(None)
     if typing.get_origin(form) is typing.Literal:
-        return value in typing.get_args(form)
+        return not eqx.is_array(value) and value in typing.get_args(form)
     if not isinstance(form, type) or form is object:
         return True
-    if eqx.is_array(value) and issubclass(form, jax.Array | np.ndarray):
-        return True  # A lane does not tell one kind of array from another.
+    if isinstance(value, jax.Array | np.ndarray):
+        if issubclass(form, jax.Array | np.ndarray):
+            return True  # A lane does not tell one kind of array from another.
+        array = cast(Any, value)
+        # Under `jax.jit` a number becomes an array.
+        if form in NUMBERS:
+            return array.shape == () and jnp.issubdtype(array.dtype, NUMBERS[form])
     try:
         return isinstance(value, form)
-    except TypeError:
-        return True  # A protocol that can't be asked.
+    except Exception:
+        return True  # Its author's class can't be asked.
 
 
-def _views(value: Any) -> Iterator[Any]:
-    """The value; and with its arrays as NumPy's, which a trace makes JAX's."""
+def _views(value: Any, twins: Mapping[int, Any]) -> Iterator[Any]:
+    """The value; and with others in place of what has a twin."""
     yield value
-    leaves, structure = jtu.tree_flatten(value)
-    if any(isinstance(x, jax.Array) for x in leaves):
-        yield jtu.tree_unflatten(structure, [_as_numpy(x) for x in leaves])
-
-
-def _as_numpy(x: Any) -> Any:
-    if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        return x
-    return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+    try:
+        leaves, structure = jtu.tree_flatten(value)
+    except Exception:
+        return  # A dictionary whose keys can't be sorted, say.
+    if any(id(x) in twins for x in leaves):
+        yield jtu.tree_unflatten(structure, [twins.get(id(x), x) for x in leaves])
 
 
 def _adds_nothing(new: Bound, trail: Trail) -> bool:
-    if not is_array_hint(new.form):
-        return False
-    shape = getattr(new.value, "shape", None)
-    return not any(map(str.isalpha, new.form.dim_str)) or any(
-        each.form is new.form and getattr(each.value, "shape", None) == shape
-        for each in trail
-    )
+    if not new.names:
+        return True
+    shapes = _shapes(new.value)
+    return any(x.form is new.form and _shapes(x.value) == shapes for x in trail)
 
 
-def _all_fields(owner: Any) -> tuple[Any, ...]:
-    if not dataclasses.is_dataclass(owner):
-        return ()
-    names = dataclasses.fields(owner)
-    return tuple(field for field in names if field.name != "self")
+def _shapes(value: Any) -> Any:
+    leaves, structure = jtu.tree_flatten(value)
+    return structure, [getattr(x, "shape", None) for x in leaves]
+
+
+def _field_names(owner: Any) -> list[str]:
+    is_record = dataclasses.is_dataclass(owner)
+    names = [field.name for field in dataclasses.fields(owner)] if is_record else []
+    return [name for name in names if name != "self"]
 
 
 def _is_set(owner: Any, name: str) -> bool:

@@ -22,6 +22,10 @@ import equinox as eqx
 import jaxtyping
 
 
+# No annotation has more aliases of aliases, but for those that end in themselves.
+_DEEPEST = 64
+
+
 def _none_known() -> Mapping[Any, "Hint"]:
     return {}
 
@@ -40,9 +44,12 @@ class Hint:
     def bare(self) -> "Hint":
         """The hint without what only wraps it: aliases, `Annotated`, type variables."""
         hint = self
-        while (inner := _unwrap(hint)) is not None:
+        for _ in range(_DEEPEST):
+            inner = _unwrap(hint)
+            if inner is None:
+                return hint
             hint = inner
-        return hint
+        return Hint(Any)  # An alias of itself.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,11 +72,15 @@ def hinted_fields(cls: type, arguments: Sequence[Hint] = ()) -> list[HintedField
     `arguments` are what the parameters of a generic class stand for.
     """
     variables = _variables(cls, arguments)
-    return [
-        HintedField(name, Hint(form, variables.get(owner, {})), owner)
-        for name, form, owner in _resolved(cls)
-        if _speaks(Hint(form, variables.get(owner, {})), frozenset())
-    ]
+    fields: list[HintedField] = []
+    for name, form, owner in _resolved(cls):
+        hint = Hint(form, variables.get(owner, {}))
+        # An alias is evaluated when it is looked into, and may speak of names that are
+        # there for type checkers only.
+        with contextlib.suppress(Exception):
+            if _speaks(hint, frozenset()):
+                fields.append(HintedField(name, hint, owner))
+    return fields
 
 
 def is_record(cls: Any) -> bool:
@@ -173,8 +184,8 @@ def _unwrap(hint: Hint) -> Hint | None:
     # The aliases of `type X = ...`, a statement of Python 3.12.
     alias = origin or form
     if type(alias).__name__ == "TypeAliasType":
-        given = hint.parts()
-        names = zip(alias.__type_params__, given, strict=True) if given else ()
+        # Parameters that are left out have defaults, which their variables know.
+        names = zip(alias.__type_params__, hint.parts(), strict=False)
         return Hint(alias.__value__, dict(names))
     return None
 
@@ -183,6 +194,9 @@ def _meaning(variable: typing.TypeVar, variables: Mapping[Any, Hint]) -> Hint:
     known = variables.get(variable)
     if known is not None:
         return known
+    default = getattr(variable, "__default__", None)
+    if default is not None and cast(Any, variable).has_default():
+        return Hint(default, variables)
     if variable.__bound__ is not None:
         return Hint(variable.__bound__)
     if variable.__constraints__:

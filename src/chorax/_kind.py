@@ -16,6 +16,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 
 from ._memo import exact_structure, fingerprint
 from ._paths import Path, place
@@ -33,10 +34,15 @@ class Lanes:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """An array as one lane sees it, and the axis along which the lanes lie."""
+    """An array as one lane sees it, and the axis along which the lanes lie.
+
+    `host` is the type of a NumPy scalar, and the dtype of a NumPy array that JAX would
+    change: what the leaf is for as long as nobody writes it.
+    """
 
     struct: jax.ShapeDtypeStruct
     axis: int | None
+    host: Hashable = None
 
     @property
     def token(self) -> Hashable:
@@ -69,7 +75,13 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
     if axis is not None:
         del shape[axis]
     weak = bool(getattr(leaf, "weak_type", False))
-    return ArraySpec(jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak), axis)
+    host: Hashable = None
+    if isinstance(leaf, np.generic):
+        host = cast(Any, leaf).__class__
+    elif isinstance(leaf, np.ndarray) and cast(Any, leaf).dtype != dtype:
+        host = cast(Any, leaf).dtype
+    struct = jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak)
+    return ArraySpec(struct, axis, host)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +201,7 @@ def innermost(spec: Spec, axes: Sequence[int | None]) -> Spec:
             del shape[axis]
     weak = spec.struct.weak_type
     struct = jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype, weak_type=weak)
-    return ArraySpec(struct, spec.axis)
+    return ArraySpec(struct, spec.axis, spec.host)
 
 
 def call_lane(

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 
 from ._fits import Misfit, Trail
 from ._hints import is_array_hint, is_tree_hint
-from ._paths import dotted, Path, place
+from ._paths import dotted, Path, place, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,19 @@ def _describe(value: Any) -> str:
     kind = f"a {type(value).__name__}"
     if isinstance(value, int | float | complex | str):
         return f"{kind}, {value!r}"
-    is_container = isinstance(value, list | tuple | dict)
-    return f"{kind} of {len(cast(Any, value))}" if is_container else kind
+    if not isinstance(value, list | tuple | dict):
+        return kind
+    rows = [(path, x) for path, x, is_leaf in walk(value) if is_leaf]
+    shown = [f"`{dotted(path)}`: {_describe(x)}" for path, x in rows[:4]]
+    more = [] if len(rows) <= 4 else [f"and {len(rows) - 4} more"]
+    return f"{kind} of {', '.join([*shown, *more])}" if rows else f"an empty {kind[2:]}"
 
 
 def _hint(misfit: Misfit, sight: Sight) -> str:
     value, size = misfit.value, sight.size
-    if not eqx.is_array(value) or not value.shape or misfit.scope is None:
+    if not eqx.is_array(value) or misfit.scope is None:
+        return ""
+    if not value.shape or value.shape[0] == 0:
         return ""
     if size is not None and value.shape[0] != size:
         return ""
@@ -103,6 +109,7 @@ def _named_sizes(value: Any, form: Any) -> Iterator[tuple[str, Any]]:
         sizes = list(shape)
     for word, size in zip(words, sizes, strict=False):
         name = word.rpartition("=")[2].lstrip("#*")
-        is_free = "#" in word and size == 1
+        # What is broadcast binds no size of its own.
+        is_free = "#" in word and (size == 1 or "*" in word)
         if name.isidentifier() and not name.startswith("_") and not is_free:
             yield name, size

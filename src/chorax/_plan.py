@@ -101,9 +101,11 @@ class _Planner:
         self._aux: dict[Path, Aux] = {}
         # Which nodes were called, in order, and whether inside of them was written.
         self._called: list[tuple[Node, bool]] = []
+        self._has_levels = False
 
     def plan_call(self, node: Node, method: Method) -> None:
         """Calls one node's method on names, and writes the result into the draft."""
+        self._has_levels |= method.level is not None
         slot, found = self._draft.find(node.path)
         value = slot.current()
         if not found or type(value) is not type(node.module):
@@ -163,15 +165,22 @@ class _Planner:
         )
 
     def _check_rewritten(self) -> None:
-        """Checks the nodes that a later call on a node around them has changed."""
+        """Checks the nodes that a later call has changed, from around or from within.
+
+        Without `call_order` a node is called after all that are within it.
+        """
         reach: set[Path] = set()
+        within: dict[Path, Path] = {}
         for node, reaches_inside in reversed(self._called):
-            above = (node.path[:i] for i in range(len(node.path)))
-            author = next((p for p in above if p in reach), None) if reach else None
+            above = [node.path[:i] for i in range(len(node.path))] if reach else ()
+            author = next((p for p in above if p in reach), within.get(node.path))
             if author is not None:
                 self._check_again(node, author)
             if reaches_inside:
                 reach.add(node.path)
+            if self._has_levels:
+                around = (node.path[:i] for i in range(len(node.path)))
+                within.update((path, node.path) for path in around)
 
     def _check_again(self, node: Node, author: Path) -> None:
         slot, found = self._draft.find(node.path)

@@ -1,0 +1,443 @@
+"""`lanes.Ensemble`: a batched model as a part of a bigger one."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+import pytest
+from jax import Array
+from jaxtyping import Float
+
+import chorax
+import oracle
+from chorax import lanes
+
+
+def mlps(count=4):
+    return [eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(i)) for i in range(count)]
+
+
+def ensemble(count=4):
+    return lanes.Ensemble(*lanes.stack(mlps(count)))
+
+
+def test_calling_it_calls_every_member():
+    x, xs = jnp.ones(2), jnp.arange(8.0).reshape(4, 2)
+    out = ensemble()(x)
+    np.testing.assert_allclose(out, jnp.stack([m(x) for m in mlps()]), rtol=1e-6)
+    out = ensemble()(xs, in_axes=0)
+    expected = jnp.stack([m(x) for m, x in zip(mlps(), xs, strict=True)])
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+class Scaled(eqx.Module):
+    w: Array
+
+    def __call__(self, x, y, *, scale=1.0, key=None):
+        noise = 0.0 if key is None else jax.random.normal(key)
+        return self.w * x + y, scale + noise
+
+
+def test_in_axes_for_every_argument():
+    scaled = lanes.Ensemble(Scaled(jnp.arange(3.0)), 0)
+    out, scale = scaled(jnp.ones(()), jnp.arange(3.0), in_axes=(None, 0))
+    assert out.tolist() == [0.0, 2.0, 4.0]
+    assert scale == 1.0
+    _, scale = scaled(1.0, 2.0, scale=jnp.arange(3.0), kwargs_in_axes={"scale": 0})
+    assert scale.tolist() == [0.0, 1.0, 2.0]
+    keys = jax.random.split(jax.random.key(0), 3)
+    _, noise = scaled(1.0, 2.0, key=keys, kwargs_in_axes=0)
+    assert len(set(noise.tolist())) == 3
+    _, noise = scaled(1.0, 2.0, key=keys[0])
+    assert len(set(noise.tolist())) == 1
+
+
+def test_vmap_maps_any_function():
+    made = ensemble()
+    norm = made.vmap(lambda m, p: jnp.linalg.norm(m.layers[0].weight, p))
+    np.testing.assert_allclose(
+        norm(2), [jnp.linalg.norm(m.layers[0].weight, 2) for m in mlps()], rtol=1e-6
+    )
+    mean = made.vmap(
+        lambda m, x: jax.lax.pmean(m(x), "lanes"), axis_name="lanes", out_axes=None
+    )(jnp.ones(2))
+    np.testing.assert_allclose(mean, made(jnp.ones(2)).mean(0), rtol=1e-5)
+    assert made.vmap(lambda m, x: (m(x), "name"))(jnp.ones(2))[1] == "name"
+
+
+def test_members():
+    made = ensemble()
+    assert len(made) == 4
+    for index, (member, model) in enumerate(zip(made, mlps(), strict=True)):
+        oracle.assert_same(member, model)
+        oracle.assert_same(made[index], model)
+    oracle.assert_same(made[-1], mlps()[3])
+    some = made[jnp.array([True, False, False, True])]
+    assert isinstance(some, lanes.Ensemble)
+    assert len(some) == 2
+    oracle.assert_same(some[1], mlps()[3])
+    assert isinstance(made[1:], lanes.Ensemble)
+    assert made[1:].axis_size == 3  # pyright: ignore
+    with pytest.raises(IndexError, match="none at index 4"):
+        made[4]
+    assert jax.jit(lambda e, i: e[i].layers[0].bias, static_argnums=())(
+        eqx.filter(made, eqx.is_array), 2
+    ).shape == (4,)
+
+
+def test_shared_leaves():
+    linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    batched, delta = chorax.vmap_call_all_fns(
+        linear,
+        lambda node, key: chorax.replace(node, bias=jax.random.normal(key, (3,))),
+        axis_size=4,
+        key=jax.random.key(1),
+    )
+    made = lanes.Ensemble(batched, delta)
+    assert made.model.weight is linear.weight
+    assert made.axes.weight is None
+    assert made.axes.bias == 0
+    out = made(jnp.ones(2))
+    by_hand = eqx.filter_vmap(lambda m, x: m(x), in_axes=(delta.in_axes, None))
+    oracle.assert_same(out, by_hand(batched, jnp.ones(2)))
+
+
+def test_its_program_is_the_one_written_by_hand():
+    made = ensemble()
+    arrays, static = eqx.partition(made, eqx.is_array)
+
+    def ours(arrays, x):
+        return eqx.combine(arrays, static)(x)
+
+    def by_hand(arrays, x):
+        model = eqx.combine(arrays, static).model
+        call = eqx.filter_vmap(lambda m, x: m(x), in_axes=(made.axes, None))
+        return call(model, x)
+
+    programs = [jax.make_jaxpr(f)(arrays, jnp.ones(2)) for f in (ours, by_hand)]
+    assert str(programs[0].jaxpr) == str(programs[1].jaxpr)
+
+
+def test_repr_marks_the_lane_axis():
+    linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    shared, axes = lanes.stack(
+        [linear, linear], share=lambda path, x: path == ("bias",)
+    )
+    assert repr(lanes.Ensemble(shared, axes)) == (
+        "Ensemble(2 lanes of Linear(\n"
+        "  weight=float32[2 lanes, 3, 2],\n"
+        "  bias=f32[3],\n"
+        "  in_features=2,\n"
+        "  out_features=3,\n"
+        "  use_bias=True\n"
+        "))"
+    )
+    # Also where a transformation has put something else in place of arrays.
+    assert "weight=None" in repr(eqx.filter(lanes.Ensemble(shared, axes), False))
+
+
+@pytest.mark.parametrize(
+    ("model", "axes", "text"),
+    [
+        ({"v": jnp.ones(3)}, None, "No leaf has a lane axis"),
+        ({"v": jnp.ones(3), "w": jnp.ones(2)}, 0, "`axes` maps `w` along axis 0"),
+    ],
+)
+def test_it_wants_lanes(model, axes, text):
+    with pytest.raises(ValueError, match=text):
+        lanes.Ensemble(model, axes)
+
+
+def test_gradients_and_optax(key):
+    made = ensemble()
+    x = jnp.ones(2)
+
+    @eqx.filter_value_and_grad
+    def loss(made):
+        return (made(x) ** 2).sum()
+
+    optimiser = optax.adam(1e-2)
+    state = optimiser.init(eqx.filter(made, eqx.is_inexact_array))
+    before, grads = loss(made)
+    with jax.numpy_dtype_promotion("standard"):  # Its own code is less strict.
+        updates, state = optimiser.update(grads, state)
+    after, _ = loss(eqx.apply_updates(made, updates))
+    assert after < before
+    # As if every member had been trained alone.
+    alone = optimiser.init(eqx.filter(mlps()[2], eqx.is_inexact_array))
+    grad = eqx.filter_grad(lambda m: (m(x) ** 2).sum())(mlps()[2])
+    with jax.numpy_dtype_promotion("standard"):
+        update, _ = optimiser.update(grad, alone)
+    member = eqx.apply_updates(made, updates)[2]
+    for a, b in zip(
+        jtu.tree_leaves(eqx.filter(member, eqx.is_array)),
+        jtu.tree_leaves(eqx.filter(eqx.apply_updates(mlps()[2], update), eqx.is_array)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_serialisation(tmp_path):
+    made = ensemble()
+    eqx.tree_serialise_leaves(tmp_path / "made.eqx", made)
+    other = jtu.tree_map(lambda x: x * 0 if eqx.is_array(x) else x, made)
+    back = eqx.tree_deserialise_leaves(tmp_path / "made.eqx", other)
+    oracle.assert_same(back, made)
+
+
+# An ensemble inside of a bigger model, and collective calls.
+
+
+class Neuron(eqx.Module):
+    w: Float[Array, "n"]
+    v: Any = None
+    count: Any = 0
+
+    def init_state(self, *, key):
+        noise = jax.random.normal(key, self.w.shape)
+        return chorax.replace(self, v=self.w + noise)
+
+    def reset_state(self):
+        return chorax.replace(self, v=jnp.zeros_like(self.w))
+
+    def scale(self, by):
+        return chorax.replace(self, w=self.w * by)
+
+
+class Pair(eqx.Module):
+    first: Neuron
+    second: Neuron
+
+    def init_state(self, *, key):
+        # A parent sees its children as the earlier calls left them.
+        assert self.first.v is not None
+        return chorax.replace(self, first=chorax.replace(self.first, count=1))
+
+
+class Net(eqx.Module):
+    members: lanes.Ensemble
+    head: Neuron
+
+
+def neuron(value, size=3):
+    return Neuron(jnp.full(size, float(value)))
+
+
+def net():
+    pairs = [Pair(neuron(i), neuron(10 + i)) for i in range(4)]
+    return Net(lanes.Ensemble(*lanes.stack(pairs)), neuron(7, 2))
+
+
+def member_keys(key, path, size):
+    return jax.random.split(oracle.node_key(key, path), size)
+
+
+def test_nodes_inside_are_called_once_for_each_lane(key):
+    model, delta = chorax.init_all_states(net(), key=key)
+    assert delta.paths == (
+        "members.model.first.v",
+        "members.model.first.count",
+        "members.model.second.v",
+        "head.v",
+    )
+    for name in ("first", "second"):
+        keys = member_keys(key, ("members", "model", name), 4)
+        old = [getattr(member, name) for member in net().members]
+        new = [getattr(member, name) for member in model.members]
+        for one, other, k in zip(old, new, keys, strict=True):
+            expected = one.init_state(key=k).v
+            np.testing.assert_allclose(other.v, expected, rtol=1e-6)
+            assert other.w.shape == (3,)
+    head = net().head.init_state(key=oracle.node_key(key, ("head",)))
+    np.testing.assert_allclose(model.head.v, head.v, rtol=1e-6)
+    assert [m.first.count for m in model.members] == [1] * 4
+
+
+def test_the_ensemble_knows_the_new_lanes(key):
+    model, delta = chorax.init_all_states(net(), key=key)
+    assert model.members.axes.first.v == 0
+    assert model.members.axes.second.w == 0
+    oracle.assert_same(chorax.apply_delta(net(), delta), model)
+    old = net()
+    model, delta = chorax.init_all_states(old, key=key)
+    assert chorax.diff(old, model).paths == delta.paths
+    reset, _ = chorax.reset_all_states(model)
+    assert reset.members.model.first.v.shape == (4, 3)
+    assert not reset.members.model.first.v.any()
+    assert jtu.tree_structure(reset) == jtu.tree_structure(model)
+
+
+def test_lanes_around_an_ensemble(key):
+    batched, delta = chorax.vmap_init_all_states(net(), axis_size=5, key=key)
+    assert batched.members.model.first.v.shape == (5, 4, 3)
+    assert batched.members.model.first.w.shape == (4, 3)
+    chorax.check_annotations(batched, in_axes=delta)
+    for k, member in zip(
+        jax.random.split(key, 5), lanes.unstack(batched, delta), strict=True
+    ):
+        oracle.assert_same(member, chorax.init_all_states(net(), key=k)[0])
+    done = jnp.array([True, False, False, True, False])
+    again, _ = chorax.vmap_reset_all_states(
+        batched, axis_size=5, in_axes=delta, where=done
+    )
+    kept = batched.members.model.first.v
+    oracle.assert_same(
+        again.members.model.first.v, jnp.where(done[:, None, None], 0.0, kept)
+    )
+    jitted = eqx.filter_jit(
+        lambda m, k: chorax.vmap_init_all_states(m, axis_size=5, key=k)[0]
+    )
+    oracle.assert_same(jitted(net(), key), batched)
+
+
+def test_an_ensemble_in_an_ensemble(key):
+    inner = [lanes.Ensemble(*lanes.stack([neuron(i), neuron(i + 1)])) for i in range(3)]
+    outer = {"o": lanes.Ensemble(*lanes.stack(inner))}
+    model, _ = chorax.init_all_states(outer, key=key)
+    assert model["o"].model.model.v.shape == (3, 2, 3)
+    keys = member_keys(key, ("o", "model", "model"), 3)
+    for i, (one, k) in enumerate(zip(model["o"], keys, strict=True)):
+        for j, (each, own) in enumerate(zip(one, jax.random.split(k, 2), strict=True)):
+            expected = neuron(i + j).init_state(key=own).v
+            np.testing.assert_allclose(each.v, expected, rtol=1e-6)
+    batched, delta = chorax.vmap_init_all_states(outer, axis_size=4, key=key)
+    assert batched["o"].model.model.v.shape == (4, 3, 2, 3)
+    chorax.check_annotations(batched, in_axes=delta)
+
+
+def test_shared_leaves_inside_get_lanes_when_written(key):
+    pairs = [neuron(0), neuron(0)]
+    batched, axes = lanes.stack(pairs, share=lambda path, x: path == ("w",))
+    del key
+    # Nothing here is mapped but what is written now.
+    batched = chorax.replace(batched, v=jnp.zeros((2, 3)))
+    axes = chorax.replace(axes, v=0)
+    made = lanes.Ensemble(batched, axes)
+    assert made.axes.w is None
+    new, delta = chorax.call_all_fns([made], "scale", 2.0)
+    assert new[0].model.w.shape == (2, 3)
+    assert new[0].axes.w == 0
+    assert delta.paths == ("0.model.w",)
+
+
+def test_a_lane_axis_that_is_not_the_first(key):
+    model = Neuron(jnp.arange(12.0).reshape(3, 4))
+    made = lanes.Ensemble(model, Neuron(1, None, None))  # pyright: ignore
+    new, _ = chorax.init_all_states({"m": made}, key=key)
+    assert new["m"].model.v.shape == (4, 3)
+    for index, member in enumerate(new["m"]):
+        oracle.assert_same(member.w, model.w[:, index])
+    with jax.disable_jit():
+        plain, _ = chorax.init_all_states({"m": made}, key=key)
+    np.testing.assert_allclose(plain["m"].model.v, new["m"].model.v, rtol=1e-6)
+
+
+def test_aux_and_function_and_exclusion(key):
+    def fn(node, key):
+        return chorax.replace(node, v=node.w), jax.random.key_data(key)
+
+    model, _, aux = chorax.call_all_fns(
+        net(), fn, key=key, has_aux=True, node_to_exclude=(Pair, Net)
+    )
+    assert set(aux) == {"members.model.first", "members.model.second", "head"}
+    assert len({tuple(k) for k in aux["members.model.first"].tolist()}) == 4
+    assert model.members.model.first.v.shape == (4, 3)
+
+
+def test_the_ensemble_itself_is_not_a_node(key):
+    seen = []
+
+    def fn(node):
+        seen.append(type(node).__name__)
+        return chorax.replace(node, w=node.w * 1) if hasattr(node, "w") else node
+
+    chorax.call_all_fns(net(), fn)
+    assert set(seen) == {"Neuron", "Pair", "Net"}
+    # A function that has been seen is not traced again.
+    assert seen.count("Neuron") == 2
+
+
+def test_one_trace_for_lanes_and_nodes_of_a_kind():
+    calls = []
+
+    def fn(node):
+        calls.append(node.w.shape)
+        return chorax.replace(node, w=node.w + 1)
+
+    made = [lanes.Ensemble(*lanes.stack([neuron(i) for i in range(6)])) for _ in "abc"]
+    chorax.vmap_call_all_fns(made, fn, axis_size=2)
+    assert calls == [(3,)]
+
+
+def test_reset_parameters_inside_an_ensemble(key):
+    made = {"e": lanes.Ensemble(*lanes.stack(mlps(3)))}
+    new, _ = chorax.vmap_call_all_fns(
+        made, chorax.reset_parameters, axis_size=2, key=key
+    )
+    assert new["e"].model.layers[0].weight.shape == (2, 3, 4, 2)
+    for i, k in enumerate(jax.random.split(key, 2)):
+        for j, own in enumerate(member_keys(k, ("e", "model"), 3)):
+            built = eqx.nn.MLP(2, 3, 4, 1, key=own)
+            found = new["e"].model.layers[1].weight[i, j]
+            oracle.assert_same(found, built.layers[1].weight)
+
+
+def test_gradients_flow_through_calls_inside(key):
+    def loss(w):
+        made = lanes.Ensemble(Neuron(w), eqx.if_array(0))
+        model, _ = chorax.vmap_init_all_states([made], axis_size=2, key=key)
+        return (model[0].model.v ** 2).sum()
+
+    w = jnp.arange(12.0).reshape(4, 3)
+    grads = jax.grad(loss)(w)
+    assert grads.shape == w.shape
+    eps = 1e-2
+    step = jnp.zeros_like(w).at[1, 2].set(eps)
+    slope = (loss(w + step) - loss(w - step)) / (2 * eps)
+    np.testing.assert_allclose(grads[1, 2], slope, rtol=1e-2)
+
+
+def test_a_fault_inside_is_found_where_a_lane_sees_it(key):
+    made = {"e": lanes.Ensemble(Neuron(jnp.ones((4, 3, 2))), eqx.if_array(0))}
+    text = r"`w` of the Neuron at `e\.model`"
+    with pytest.raises(chorax.AnnotationError, match=text):
+        chorax.init_all_states(made, key=key)
+    with pytest.raises(chorax.AnnotationError, match=text):
+        chorax.check_annotations(made)
+    chorax.check_annotations(
+        {"e": lanes.Ensemble(Neuron(jnp.ones((4, 3))), eqx.if_array(0))}
+    )
+
+
+def test_a_parent_that_calls_its_ensemble(key):
+    class Mean(eqx.Module):
+        members: lanes.Ensemble
+        mean: Any = None
+
+        def init_state(self, *, key):
+            del key
+            v = self.members.vmap(lambda m: m.v)()
+            return chorax.replace(self, mean=v.mean(0))
+
+    made = Mean(lanes.Ensemble(*lanes.stack([neuron(i) for i in range(4)])))
+    model, _ = chorax.vmap_init_all_states(made, axis_size=2, key=key)
+    np.testing.assert_allclose(model.mean, model.members.model.v.mean(1), rtol=1e-6)
+
+
+def test_a_parent_that_replaces_its_ensemble(key):
+    class Grow(eqx.Module):
+        members: Any
+
+        def init_state(self, *, key):
+            del key
+            more = [*self.members, *self.members]
+            return chorax.replace(self, members=lanes.Ensemble(*lanes.stack(more)))
+
+    made = Grow(lanes.Ensemble(*lanes.stack([neuron(i) for i in range(2)])))
+    model, _ = chorax.vmap_init_all_states(made, axis_size=3, key=key)
+    assert model.members.axis_size == 4
+    assert model.members.model.v.shape == (3, 4, 3)

@@ -1,5 +1,9 @@
 """`chorax.lanes`: taking batched models apart and putting them together."""
 
+import functools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -294,6 +298,51 @@ def test_shard_wants_a_sharding():
 
 def two_lanes(**fields):
     return {"a": {"v": jnp.zeros((2, 3))}, **fields}
+
+
+def with_closure(value, array):
+    def activation(x, *, scale=2.0):
+        return value * x + array.sum() * scale
+
+    return {"f": activation, "p": functools.partial(activation, scale=value)}
+
+
+def test_functions_that_constructors_make_anew():
+    batched, _ = lanes.stack([with_closure(1, jnp.ones(2)) for _ in range(3)])
+    assert callable(batched["f"])
+    for other in (with_closure(2, jnp.ones(2)), with_closure(1, jnp.ones(3))):
+        with pytest.raises(ValueError, match="`f` of model 0 and model 1 differ"):
+            lanes.stack([with_closure(1, jnp.ones(2)), other])
+    one, other = with_closure(1, jnp.ones(2)), with_closure(1, jnp.ones(2))
+    other["p"] = functools.partial(one["f"], scale=7)
+    with pytest.raises(ValueError, match="`p` of model 0 and model 1 differ"):
+        lanes.stack([one, other])
+
+
+def test_many_devices():
+    program = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from chorax import lanes
+
+mesh = jax.make_mesh((8,), ("lanes",))
+sharding = NamedSharding(mesh, PartitionSpec("lanes"))
+batched = {"v": jnp.arange(48.0).reshape(3, 16), "w": jnp.ones(2)}
+out = lanes.shard(batched, {"v": 1, "w": None}, sharding)
+assert [s.data.shape for s in out["v"].addressable_shards] == [(3, 2)] * 8
+assert len(out["w"].sharding.device_set) == 8 and (out["v"] == batched["v"]).all()
+jitted = jax.jit(lambda m: lanes.shard(m, {"v": 1, "w": None}, sharding))(batched)
+assert jitted["v"].sharding.is_equivalent_to(out["v"].sharding, 2)
+try:
+    lanes.shard({"v": jnp.ones(12)}, 0, sharding)
+except ValueError as error:
+    assert "12 lanes do not divide evenly among the 8 devices" in str(error)
+else:
+    raise AssertionError
+"""
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {

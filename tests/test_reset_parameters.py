@@ -6,10 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 import pytest
 
 import chorax
 import oracle
+from chorax import lanes
+from layers import layer_classes, LAYERS
 
 
 LINEAR = {
@@ -154,9 +157,159 @@ def test_tied_layers_stay_tied():
         chorax.reset_parameters,
         axis_size=2,
         key=new,
-        node_to_exclude=lambda path, _: path == ("pytree", 1),
     )
     one, two = fresh()
     assert one.weight is two.weight
     assert one.weight.shape == (2, 2, 2)
+    # What is not tied is drawn as ever.
+    for index, k in enumerate(jax.random.split(new, 2)):
+        own = oracle.node_key(k, ("pytree", 1))
+        oracle.assert_same(two.bias[index], eqx.nn.Linear(2, 2, key=own).bias)
     assert jtu.tree_structure(fresh) == jtu.tree_structure(shared)
+
+
+# Layers that are given a layer go by it, and have no draws of its.
+AROUND = {"SpectralNorm", "WeightNorm", "Sequential", "Shared"}
+
+
+def arrays(tree: Any) -> Any:
+    return eqx.filter(tree, eqx.is_array)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if n.split()[0] not in AROUND])
+def test_every_layer_is_drawn_as_its_constructor_would(name):
+    old, new = keys()
+    layer, built = LAYERS[name](old), LAYERS[name](new)
+    if name == "PReLU of its own":
+        built = eqx.nn.PReLU()  # What it was made with, it does not know.
+    # As if it had been trained.
+    layer = jtu.tree_map(
+        lambda x: x + jnp.ones((), x.dtype) if eqx.is_inexact_array(x) else x, layer
+    )
+    if "MLP with its own" in name:
+        built = chorax.replace(built, activation=layer.activation)
+    fresh = chorax.reset_parameters(layer, key=new)
+    assert jtu.tree_structure(fresh) == jtu.tree_structure(layer)
+    oracle.assert_same(arrays(fresh), arrays(with_structure_of(layer, built)))
+
+
+def with_structure_of(layer: Any, built: Any) -> Any:
+    """The leaves of one in the structure of the other: a `StateIndex` has an identity
+    of its own."""
+    return jtu.tree_unflatten(jtu.tree_structure(layer), jtu.tree_leaves(built))
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if n.split()[0] not in AROUND])
+def test_every_lane_is_what_the_constructor_makes(name):
+    old, new = keys()
+    layer = LAYERS[name](old)
+    if not jtu.tree_leaves(arrays(layer)):
+        return  # It has nothing to draw.
+    fn = chorax.reset_parameters
+
+    def with_key(node, key):
+        return fn(node, key=key), jax.random.key_data(key)
+
+    ensemble, delta, aux = chorax.vmap_call_all_fns(
+        layer, with_key, axis_size=3, key=new, has_aux=True
+    )
+    for member, data in zip(lanes.unstack(ensemble, delta), aux[""], strict=True):
+        built = LAYERS[name](jax.random.wrap_key_data(data))
+        if "its own" in name:
+            continue
+        oracle.assert_same(arrays(member), arrays(with_structure_of(layer, built)))
+
+
+def test_every_layer_with_parameters_has_a_rule(key):
+    default = chorax.reset_parameters.dispatch(object)
+    for name, build in LAYERS.items():
+        layer = build(key)
+        own = [x for x in vars(layer).values() if eqx.is_inexact_array(x)]
+        if own or isinstance(layer, eqx.nn.RotaryPositionalEmbedding):
+            assert chorax.reset_parameters.dispatch(type(layer)) is not default, name
+    assert {type(build(key)).__name__ for build in LAYERS.values()} == layer_classes()
+
+
+def test_weight_norm_follows_the_new_weights():
+    old, new = keys()
+    for name in ("WeightNorm", "WeightNorm over all", "WeightNorm of Conv2d"):
+        layer = LAYERS[name](old)
+        layer = chorax.replace(layer, g=layer.g * 2)
+        ensemble, delta = chorax.vmap_call_all_fns(
+            layer, chorax.reset_parameters, axis_size=3, key=new
+        )
+        for member, k in zip(
+            lanes.unstack(ensemble, delta), jax.random.split(new, 3), strict=True
+        ):
+            own = oracle.node_key(k, ("layer",))
+            oracle.assert_same(
+                member.layer, chorax.reset_parameters(layer.layer, key=own)
+            )
+            built = eqx.nn.WeightNorm(member.layer, layer.weight_name, layer.axis)
+            np.testing.assert_allclose(member.g, built.g, rtol=1e-6)
+            assert member.g.shape == layer.g.shape
+
+
+def test_spectral_norm_starts_from_the_new_weights():
+    old, new = keys()
+    for name in ("SpectralNorm", "SpectralNorm of Conv2d"):
+        layer = LAYERS[name](old)
+        ensemble, delta = chorax.vmap_call_all_fns(
+            layer, chorax.reset_parameters, axis_size=3, key=new
+        )
+        for member, k in zip(
+            lanes.unstack(ensemble, delta), jax.random.split(new, 3), strict=True
+        ):
+            built = eqx.nn.SpectralNorm(
+                member.layer, "weight", key=oracle.node_key(k, ())
+            )
+            inits = jtu.tree_leaves((member.uv_index, built.uv_index))
+            pairs = zip(inits[:2], inits[2:], strict=True)
+            for one, other in pairs:
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+STACKS = ["Conv2d", "ConvTranspose1d", "GRUCell", "LSTMCell", "Embedding", "LayerNorm"]
+STACKS += ["RMSNorm", "GroupNorm", "BatchNorm", "PReLU", "MultiheadAttention"]
+STACKS += ["SpectralNorm", "WeightNorm", "WeightNorm over all", "Linear of scalars"]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_stacks_of_layers_keep_their_leading_axes(name):
+    old, new = keys()
+    stack = eqx.filter_vmap(LAYERS[name])(jax.random.split(old, 4))
+    fresh = chorax.reset_parameters(stack, key=new)
+    one = eqx.filter_vmap(
+        lambda layer, key: chorax.reset_parameters(layer, key=key),
+        in_axes=(eqx.if_array(0), 0),
+    )(stack, jax.random.split(new, 4))
+    assert jtu.tree_structure(fresh) == jtu.tree_structure(stack)
+    for a, b in zip(*map(jtu.tree_leaves, map(arrays, (fresh, one))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    ensemble, delta = chorax.vmap_call_all_fns(
+        stack, chorax.reset_parameters, axis_size=2, key=new
+    )
+    for leaf in jtu.tree_leaves(arrays(delta.values)):
+        assert leaf.shape[:2] == (2, 4)
+
+
+def test_a_parameter_of_another_shape_is_named():
+    linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    wrong = chorax.replace(linear, weight=jnp.ones((3, 5)))
+    text = r"`weight` of Linear has the shape \(3, 5\), but .* makes \(3, 2\)"
+    with pytest.raises(ValueError, match=text):
+        chorax.reset_parameters(wrong, key=jax.random.key(0))
+    wrong = chorax.replace(linear, bias=jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match="leading"):
+        chorax.reset_parameters(wrong, key=jax.random.key(0))
+    norm = LAYERS["WeightNorm"](jax.random.key(0))
+    wrong = chorax.replace(norm, g=jnp.ones(7))
+    with pytest.raises(ValueError, match=r"`g` of WeightNorm has the shape \(7,\)"):
+        chorax.reset_parameters(wrong, key=jax.random.key(0))
+
+
+def test_attention_with_other_projections_is_left_to_them():
+    old, new = keys()
+    attention = eqx.nn.MultiheadAttention(2, 4, key=old)
+    other = chorax.replace(attention, query_proj=eqx.nn.Linear(4, 6, key=old))
+    assert chorax.reset_parameters(other, key=new) is other

@@ -7,19 +7,15 @@ or a constant.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, cast, TypeAlias, TypeGuard
+from collections.abc import Hashable, Sequence
+from typing import Any, cast, TypeAlias
 
 import equinox as eqx
 import jax
-import jax.core
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
 from ._memo import exact_structure, fingerprint
-from ._paths import Path, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,163 +198,3 @@ def innermost(spec: Spec, axes: Sequence[int | None]) -> Spec:
     weak = spec.struct.weak_type
     struct = jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype, weak_type=weak)
     return ArraySpec(struct, spec.axis, spec.host)
-
-
-def call_lane(
-    kind: Kind, call: Call, inputs: Sequence[Any], path: Path
-) -> tuple[list[Any], Outcome]:
-    """Calls the method once, for one node in one lane; returns new arrays and outcome.
-
-    `inputs` are the arrays of the node, those of the arguments, and the key if the
-    method gets one. Inside of ensembles it is called once for all of their lanes, each
-    with a key of its own, and new arrays get a lane axis for each ensemble.
-    """
-    is_array = [isinstance(spec, ArraySpec) for spec in kind.specs]
-    count = sum(is_array)
-    shared, key = list(inputs[count:]), None
-    if kind.gets_key:
-        key = shared.pop()
-    outcome: Outcome | None = None
-
-    def once(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        nonlocal outcome
-        rest = shared if key is None else [*shared, key]
-        news, outcome = _call_once(kind, call, [*arrays, *rest], path)
-        return tuple(news)
-
-    run: Callable[[Sequence[Any], Any], tuple[Any, ...]] = once
-    for level in reversed(kind.levels):
-        pairs = zip(level.axes, is_array, strict=True)
-        run = _over_level(run, level.size, [axis for axis, is_one in pairs if is_one])
-    news = list(run(inputs[:count], key))
-    assert outcome is not None
-    return news, outcome
-
-
-def _over_level(
-    run: Callable[[Sequence[Any], Any], tuple[Any, ...]],
-    size: int,
-    axes: list[int | None],
-) -> Callable[[Sequence[Any], Any], tuple[Any, ...]]:
-    def over(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        keys = None if key is None else jax.random.split(key, size)
-        in_axes = (axes, None if key is None else 0)
-        return jax.vmap(run, in_axes, 0, axis_size=size)(list(arrays), keys)
-
-    return over
-
-
-def _call_once(
-    kind: Kind, call: Call, inputs: Sequence[Any], path: Path
-) -> tuple[list[Any], Outcome]:
-    arrays = iter(inputs)
-    leaves = [_fill(spec, arrays) for spec in kind.specs]
-    node = jtu.tree_unflatten(kind.structure, leaves)
-    arguments = [_fill(spec, arrays) for spec in call.specs]
-    function, args, kwargs = jtu.tree_unflatten(call.arguments, arguments)
-    if kind.gets_key:
-        kwargs = {**kwargs, "key": next(arrays)}
-    where = f"`{call.label}` of {type(node).__name__} at {place(path)}"
-    try:
-        if call.name is None:
-            result = function(node, *args, **kwargs)
-        else:
-            result = getattr(node, call.name)(*args, **kwargs)
-    except Exception as error:
-        error.add_note(f"Raised by {where}, in a collective call of chorax.")
-        raise
-    aux = None
-    if call.has_aux:
-        if not _is_pair(result):
-            raise TypeError(
-                f"{where} must return `(node, aux)`, since `has_aux=True`, but "
-                f"returned {_name(result)}."
-            )
-        result, aux = result
-    _check_result(result, node, where, call.has_aux)
-
-    news: list[Any] = []
-    out, structure = jtu.tree_flatten(result)
-    aux_out, aux_structure = jtu.tree_flatten(aux)
-    _check_static(structure, where)
-    places: dict[int, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        places.setdefault(id(leaf), []).append(index)
-
-    def origin(position: int, leaf: Any) -> Origin:
-        found = places.get(id(leaf))
-        if found is not None:
-            return Kept(position if position in found else found[0])
-        if isinstance(spec_of(leaf, None), StaticSpec):
-            return Constant(leaf)
-        news.append(jnp.asarray(leaf))
-        return New(len(news) - 1)
-
-    origins = tuple(origin(i, leaf) for i, leaf in enumerate(out))
-    aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
-    reaches_inside = _inside(result) != _inside(node)
-    return news, Outcome(structure, origins, aux_structure, aux_origins, reaches_inside)
-
-
-def _inside(node: Any) -> list[tuple[Any, jtu.PyTreeDef, list[int]]]:
-    """The outermost modules within a node: where, and by the identity of leaves."""
-
-    def is_inside(x: Any) -> bool:
-        return isinstance(x, eqx.Module) and x is not node
-
-    rows = cast(
-        "list[tuple[tuple[Any, ...], Any]]",
-        # JAX types the keys of a path by a type variable that nothing binds.
-        jtu.tree_leaves_with_path(node, is_leaf=is_inside),  # pyright: ignore[reportUnknownMemberType]
-    )
-    flat = [(path, *jtu.tree_flatten(x)) for path, x in rows if is_inside(x)]
-    return [(path, structure, [id(x) for x in xs]) for path, xs, structure in flat]
-
-
-def _fill(spec: Spec, arrays: Any) -> Any:
-    if isinstance(spec, ArraySpec):
-        return next(arrays)
-    if type(spec.value) is float and math.isfinite(spec.value):
-        # A copy of its own: a method that returns an equal constant has written it, a
-        # method that returns this object has not, whichever node stands for the kind.
-        return float(repr(spec.value))
-    return spec.value
-
-
-def _check_result(result: Any, node: Any, where: str, has_aux: bool) -> None:
-    expected = f"a {type(node).__name__}"
-    if type(result) is type(node):
-        return
-    cure = "Return the updated node, or `return self` if nothing changes."
-    if not has_aux and _is_pair(result):
-        cure = f"{cure} To return `(node, aux)`, pass `has_aux=True`."
-    raise TypeError(
-        f"{where} must return {expected}, but returned {_name(result)}. {cure}"
-    )
-
-
-def _is_pair(x: Any) -> TypeGuard[tuple[Any, Any]]:
-    return isinstance(x, tuple) and len(cast(tuple[Any, ...], x)) == 2
-
-
-def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
-    pending: list[Any] = [structure]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, jax.core.Tracer):
-            raise TypeError(
-                f"{where} put a traced array into a static field. Static fields are "
-                "part of the program; declare the field without `static=True`."
-            )
-        if isinstance(part, jtu.PyTreeDef):
-            data = part.node_data()
-            if data is not None:
-                pending.extend([*data[1:], *part.children()])
-        elif isinstance(part, tuple | list):
-            pending.extend(cast(Sequence[Any], part))
-        elif isinstance(part, Mapping):
-            pending.extend(cast(Mapping[Any, Any], part).values())
-
-
-def _name(x: Any) -> str:
-    return "`None`" if x is None else f"a {type(x).__name__}"

@@ -188,7 +188,7 @@ def _spectral_norm(
 ) -> eqx.nn.SpectralNorm[Any]:
     index: Any = node.uv_index
     old = jtu.tree_leaves(index.init)
-    if not all(eqx.is_array(x) for x in old):
+    if not old:
         return node  # They are in an `eqx.nn.State`.
     _parameter(node.layer, node.weight_name)
 
@@ -296,7 +296,7 @@ def _content(node: Any, name: str) -> Any:
     value = getattr(node, name)
     if type(value) is eqx.nn.StateIndex:
         init = cast(Any, value).init
-        return init if all(map(eqx.is_array, jtu.tree_leaves(init))) else None
+        return init if jtu.tree_leaves(init) else None  # It is in an `eqx.nn.State`.
     if value is None or is_tied(value):
         return None
     return _parameter(node, name)

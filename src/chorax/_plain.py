@@ -8,7 +8,8 @@ import jax
 
 from ._annotations import check_result
 from ._keys import node_keys
-from ._kind import ArraySpec, Call, call_lane, Kind, Outcome
+from ._kind import ArraySpec, Call, Kind, Outcome
+from ._lane import call_lane
 from ._paths import Path
 from ._trace import LaneFlags
 

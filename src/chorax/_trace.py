@@ -16,7 +16,8 @@ import jax.tree_util as jtu
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from ._annotations import check_result
-from ._kind import ArraySpec, Call, call_lane, Kind, Lanes, Outcome
+from ._kind import ArraySpec, Call, Kind, Lanes, Outcome
+from ._lane import call_lane
 from ._memo import Cell, recall, surroundings
 from ._paths import Path
 

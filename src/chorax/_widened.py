@@ -77,10 +77,11 @@ def _of_either(form: Any) -> tuple[Any, ...]:
         return (form,)
     dtype = _dtype_of(form)
     hints = dtype[jax.Array, form.dim_str], dtype[np.ndarray, form.dim_str]
-    if not issubclass(kind, np.ndarray) or not isinstance(form.dtypes, tuple):
+    dtypes: Any = form.dtypes
+    if not issubclass(kind, np.ndarray) or not hasattr(dtypes, "index"):
         return hints
     # Under `jax.jit` a NumPy array comes as JAX holds it, with 32 bits, say.
-    held = tuple(_HELD.get(name, name) for name in cast("tuple[Any, ...]", form.dtypes))
+    held = tuple(_HELD.get(name, name) for name in dtypes)
     return *hints, _named(dtype.__name__, held)[jax.Array, form.dim_str]
 
 

@@ -9,16 +9,13 @@ because a name that an alternative of a union bound must not outlive it.
 import dataclasses
 import inspect
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast, TypeAlias
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import jaxtyping
-import numpy as np
 
+from ._containers import admits, is_set, items_of
 from ._hints import (
     Hint,
     hinted_fields,
@@ -30,8 +27,8 @@ from ._hints import (
     mentions_variable,
 )
 from ._nodes import is_tied
-from ._paths import Key, Path, walk
-from ._widened import names_of, NUMBERS, widened
+from ._paths import Path, walk
+from ._widened import names_of, widened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +98,7 @@ class Scope:
         self._tasks = [
             _Task(field, getattr(owner, field.name), field.hint, (field.name,))
             for field in fields
-            if _is_set(owner, field.name)
+            if is_set(owner, field.name)
         ]
         self._later: list[_Task] = []
         self._task: _Task | None = None
@@ -158,7 +155,7 @@ class Scope:
             return trail
         if isinstance(typing.get_origin(form), type):
             return self._fit_generic(value, hint, trail, path)
-        if not _admits(form, value):
+        if not admits(form, value):
             raise Misfit(path, value, hint, trail)
         return trail
 
@@ -217,9 +214,12 @@ class Scope:
 
     def _fit_generic(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
         origin: Any = typing.get_origin(hint.form)
-        if not _admits(origin, value):
+        if not admits(origin, value):
             raise Misfit(path, value, hint, trail)
-        for key, item, part in _items(value, hint, trail, path):
+        items = items_of(value, hint)
+        if items is None:
+            raise Misfit(path, value, hint, trail)
+        for key, item, part in items:
             try:
                 trail = self.fit(item, part, trail, (*path, key))
             except _Unresolved:
@@ -252,58 +252,6 @@ class Scope:
             raise _Unresolved from error
 
 
-def _items(
-    value: Any, hint: Hint, trail: Trail, path: Path
-) -> Iterator[tuple[Key, Any, Hint]]:
-    """What a value of a generic class holds, and the hint of each item."""
-    origin: Any = typing.get_origin(hint.form)
-    parts = hint.parts()
-    if is_record(origin) or issubclass(origin, eqx.Module):
-        # A module's other fields are checked when it is called itself.
-        for field in hinted_fields(cast("type[Any]", origin), parts):
-            if mentions_variable(field.hint) and _is_set(value, field.name):
-                yield field.name, getattr(value, field.name), field.hint
-    elif origin.__module__ not in ("builtins", "collections", "collections.abc"):
-        return  # What the parameters of somebody's own class mean is not known.
-    elif issubclass(origin, tuple):
-        if len(parts) == 2 and parts[1].form is ...:
-            parts = parts[:1] * len(value)
-        if any(typing.get_origin(part.form) is typing.Unpack for part in parts):
-            return
-        if len(parts) != len(value):
-            raise Misfit(path, value, hint, trail)
-        rows = enumerate(zip(value, parts, strict=True))
-        yield from ((index, item, part) for index, (item, part) in rows)
-    elif issubclass(origin, Mapping):
-        for key, item in value.items() if len(parts) == 2 else ():
-            yield key if isinstance(key, str | int) else str(key), item, parts[1]
-    elif len(parts) == 1 and isinstance(value, Collection) and not eqx.is_array(value):
-        # What is no collection, a generator say, would be used up by a look.
-        items = cast(Collection[Any], value)
-        yield from ((index, item, parts[0]) for index, item in enumerate(items))
-
-
-def _admits(form: Any, value: Any) -> bool:
-    """Whether a hint that is none of jaxtyping's lets a value pass."""
-    if form is None:
-        form = type(None)
-    if typing.get_origin(form) is typing.Literal:
-        return not eqx.is_array(value) and value in typing.get_args(form)
-    if not isinstance(form, type) or form is object:
-        return True
-    if isinstance(value, jax.Array | np.ndarray):
-        if issubclass(form, jax.Array | np.ndarray):
-            return True  # A lane does not tell one kind of array from another.
-        array = cast(Any, value)
-        # Under `jax.jit` a number becomes an array.
-        if form in NUMBERS:
-            return array.shape == () and jnp.issubdtype(array.dtype, NUMBERS[form])
-    try:
-        return isinstance(value, form)
-    except Exception:
-        return True  # Its author's class can't be asked.
-
-
 def _views(value: Any, twins: Mapping[int, Any]) -> Iterator[Any]:
     """The value; and with others in place of what has a twin."""
     yield value
@@ -331,11 +279,3 @@ def _field_names(owner: Any) -> list[str]:
     is_record = dataclasses.is_dataclass(owner)
     names = [field.name for field in dataclasses.fields(owner)] if is_record else []
     return [name for name in names if name != "self"]
-
-
-def _is_set(owner: Any, name: str) -> bool:
-    try:
-        value = getattr(owner, name)
-    except AttributeError:
-        return False
-    return not is_tied(value)

@@ -29,6 +29,7 @@ def _rule(kind: type, *names: str) -> Callable[[Builder], Builder]:
         def rule(node: Any, *, key: jax.Array) -> Any:
             return _redraw(node, key, build, names)
 
+        rule.__qualname__ = "reset_parameters"  # As errors of its arguments name it.
         reset_parameters.register(kind, rule)
         return build
 

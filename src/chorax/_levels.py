@@ -20,8 +20,9 @@ def levels_of(draft: Slot, node: Node, structure: jtu.PyTreeDef) -> tuple[Level,
     below = leaf_paths(structure)
     levels: list[Level] = []
     for path in node.ensembles:
-        ensemble: Any = draft.find(path)[0].value
-        if isinstance(ensemble, Ensemble):
+        slot, found = draft.find(path)
+        ensemble: Any = slot.value
+        if found and isinstance(ensemble, Ensemble):
             known = dict(ensemble.mapped)
             within = _within(node.path, path)
             axes = tuple(known.get((*within, *rest)) for rest in below)
@@ -48,9 +49,9 @@ def note_lanes(
     if not levels:
         return
     below = leaf_paths(structure)
-    slots = [(path, draft.find(path)[0]) for path in node.ensembles]
-    found = [(path, slot) for path, slot in slots if isinstance(slot.value, Ensemble)]
-    for (path, slot), level in zip(found, levels, strict=True):
+    slots = [(path, *draft.find(path)) for path in node.ensembles]
+    known = [(p, s) for p, s, is_there in slots if is_there and _holds_ensemble(s)]
+    for (path, slot), level in zip(known, levels, strict=True):
         within = _within(node.path, path)
         old = slot.value.mapped
         kept = {row for row in old if row[0][: len(within)] != within}
@@ -70,6 +71,10 @@ def _axis_after(origin: Origin, level: Level) -> int | None:
             return 0
         case Constant():
             return None
+
+
+def _holds_ensemble(slot: Slot) -> bool:
+    return isinstance(slot.value, Ensemble)
 
 
 def _within(path: Path, ensemble: Path) -> Path:

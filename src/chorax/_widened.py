@@ -10,7 +10,6 @@ import typing
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
@@ -22,12 +21,6 @@ _HELD: dict[Any, str] = {
     "uint64": "uint32",
     "float64": "float32",
     "complex128": "complex64",
-}
-NUMBERS: dict[Any, Any] = {
-    bool: jnp.bool_,
-    int: jnp.integer,
-    float: jnp.floating,
-    complex: jnp.complexfloating,
 }
 _SCALARS: dict[Any, Any] = {
     bool: jaxtyping.Bool,

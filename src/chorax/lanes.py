@@ -29,6 +29,7 @@ from .filters import Filter
 T = TypeVar("T")
 
 
+@typed
 def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     """Puts models together as the lanes of one batched model.
 
@@ -140,6 +141,7 @@ def take(batched: T, axes: Any, index: Any) -> T:
     return take_lanes(lane_axes(batched, axes), index)[0]
 
 
+@typed
 def concatenate(batches: Iterable[T], axes: Any) -> T:
     """Puts batched models one after the other along their lanes.
 

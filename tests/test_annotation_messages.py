@@ -96,6 +96,14 @@ The field `w` of the LIF at the root `()` does not fit its annotation after `ini
 The shape fits but for a first axis of `axis_size` = 8. If that is a lane axis, say so by `in_axes`.
 """,
     ),
+    "an axis that is no lane axis": (
+        lambda: chorax.vmap_init_all_states(LIF(f(5, 2, 3)), 3, axis_size=8),
+        """
+The field `w` of the LIF at the root `()` does not fit its annotation after `init_state`, as one lane sees it.
+  annotated: w: Float[Array, "in out"]
+  found: float32 of shape (5, 2, 3)
+""",
+    ),
     "a batched model called without lanes": (
         lambda: chorax.init_all_states(LIF(f(8, 2, 3)), 3),
         """

@@ -458,6 +458,14 @@ def test_layers_that_stand_in_a_stack():
         )
 
 
+def test_check_annotations_finds_the_same_fault_again():
+    wrong = Layer(f(7), Cell(f(3, 4), f(9)))
+    for model in (wrong, [wrong, wrong]):
+        for _ in range(2):
+            with pytest.raises(chorax.AnnotationError, match="`v` of the Cell"):
+                chorax.check_annotations(model)
+
+
 def test_check_annotations_wants_modules():
     with pytest.raises(ValueError, match=r"no `eqx\.Module` in it, but is a dict"):
         chorax.check_annotations({"a": f(3)})

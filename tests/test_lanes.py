@@ -313,6 +313,8 @@ def test_functions_that_constructors_make_anew():
     for other in (with_closure(2, jnp.ones(2)), with_closure(1, jnp.ones(3))):
         with pytest.raises(ValueError, match="`f` of model 0 and model 1 differ"):
             lanes.stack([with_closure(1, jnp.ones(2)), other])
+    with pytest.raises(ValueError, match="`f` of model 0 and model 1 differ"):
+        lanes.stack([{"f": lambda x: x + 1}, {"f": lambda x: x + 2}])
     one, other = with_closure(1, jnp.ones(2)), with_closure(1, jnp.ones(2))
     other["p"] = functools.partial(one["f"], scale=7)
     with pytest.raises(ValueError, match="`p` of model 0 and model 1 differ"):

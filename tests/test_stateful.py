@@ -93,7 +93,8 @@ like = eqx.filter_eval_shape(
 )
 states = eqx.filter_eval_shape(lambda: chorax.lanes.broadcast(state, 5)[0])
 x = np.load(sys.argv[1] + "/x.npy")
-delta, states = eqx.tree_deserialise_leaves(sys.argv[1] + "/delta.eqx", (like, states))
+delta = eqx.tree_deserialise_leaves(sys.argv[1] + "/delta.eqx", like)
+states = eqx.tree_deserialise_leaves(sys.argv[1] + "/states.eqx", states)
 model = eqx.nn.inference_mode(chorax.apply_delta(net, delta))
 
 def forward(model, state, x):
@@ -129,7 +130,8 @@ def test_an_ensemble_trains_and_is_loaded_in_another_process(key, tmp_path):
     values = jtu.tree_leaves(eqx.filter(trained, delta.filter_spec))
     saved = jtu.tree_unflatten(jtu.tree_structure(delta), values)
     oracle.assert_same(chorax.apply_delta(batched, saved), trained)
-    eqx.tree_serialise_leaves(tmp_path / "delta.eqx", (saved, states))
+    eqx.tree_serialise_leaves(tmp_path / "delta.eqx", saved)
+    eqx.tree_serialise_leaves(tmp_path / "states.eqx", states)
     np.save(tmp_path / "x.npy", test_images)
     here = str(Path(__file__).parent)
     subprocess.run([sys.executable, "-c", LOADS, str(tmp_path), here], check=True)

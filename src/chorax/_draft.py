@@ -62,16 +62,15 @@ class Slot:
             above = above.parent
 
     def restate(self, value: Any) -> None:
-        """Puts a container here that differs in static parts only; what is below
-        stays."""
+        """Puts a container here that differs in static parts only.
+
+        What is below stays, and has been assigned to, so that all from here up to the
+        root is to be rebuilt anyway.
+        """
         level = open_level(value)
+        assert self.stale
         assert level is not None
-        self.open()
         self.value, self.shell = value, level.shell
-        slot: Slot | None = self
-        while slot is not None and not slot.stale:
-            slot.stale = True
-            slot = slot.parent
 
     def current(self) -> Any:
         """What stands here now, with everything below it up to date."""

@@ -196,6 +196,15 @@ def test_a_value_that_shared_has_taken_away():
     chorax.check_annotations(pair)
 
 
+def test_other_annotations_are_their_authors_own():
+    class Loose(eqx.Module):
+        n: int
+        xs: list[int]
+        v: Float[Array, "n"]
+
+    chorax.check_annotations(Loose(0.5, ("a",), f(3)))  # pyright: ignore
+
+
 def test_a_property_is_not_asked():
     class Lazy(eqx.Module):
         v: Float[Array, "n"]

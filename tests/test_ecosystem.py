@@ -142,6 +142,7 @@ def test_optax_multi_transform():
     np.testing.assert_allclose(after["a"].bias, params["a"].bias - 0.5, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")
 def test_treescope():
     model, delta = called()
     for shown in (delta, lanes.Ensemble(model, delta), model):

@@ -441,3 +441,166 @@ def test_a_parent_that_replaces_its_ensemble(key):
     model, _ = chorax.vmap_init_all_states(made, axis_size=3, key=key)
     assert model.members.axis_size == 4
     assert model.members.model.v.shape == (3, 4, 3)
+
+
+# What must not come apart: the lanes that an ensemble knows of, and its leaves.
+
+
+class Both(eqx.Module):
+    v: Any
+    w: Any
+
+    def go(self):
+        return chorax.replace(self, v=self.v + 1, w=self.w + 1)
+
+    def draw(self, *, key):
+        return chorax.replace(self, v=jax.random.normal(key, self.v.shape))
+
+    def same(self):
+        return self
+
+    def drop(self):
+        return chorax.replace(self, v=None)
+
+
+def both(**axes):
+    model = Both(jnp.zeros((2, 2)), jnp.array([10.0, 20.0]))
+    return lanes.Ensemble(model, Both(**{"v": 0, "w": None, **axes}))
+
+
+def test_a_part_of_a_delta_leaves_the_rest_as_it_was():
+    model = [both()]
+    new, delta = chorax.call_all_fns(model, "go")
+    part = delta.select(lambda path, x: path[-1] == "v")
+    out = chorax.apply_delta(model, part)[0]
+    assert out.axes.w is None
+    assert out.model.w is model[0].model.w
+    oracle.assert_same(out.model.v, new[0].model.v)
+    assert out[0].w.tolist() == [10.0, 20.0]
+    whole = chorax.apply_delta(model, delta.select(...))
+    oracle.assert_same(whole, new)
+
+
+def test_what_is_not_there_for_the_moment_keeps_its_lanes():
+    made = eqx.tree_at(lambda e: e.model.v, both(w=0), None)
+    structure = jtu.tree_structure(made)
+    assert jtu.tree_structure(made[:]) == structure
+    with pytest.warns(UserWarning, match="wrote nothing"):
+        out, _ = chorax.call_all_fns({"e": made}, "same")
+    assert jtu.tree_structure(out["e"]) == structure
+
+
+@pytest.mark.parametrize("axes", [None, "where"])
+def test_batchnorm_without_its_state(axes, key):
+    norm = eqx.nn.BatchNorm(3, "batch", mode="ema")
+    reset = chorax.reset_parameters
+    batched = chorax.vmap_call_all_fns(norm, reset, axis_size=4, key=key)
+    model = eqx.nn.delete_init_state({"e": lanes.Ensemble(*batched)})
+    if axes is None:
+        out, _ = chorax.call_all_fns(model, reset, key=key)
+        assert jtu.tree_structure(out) == jtu.tree_structure(model)
+        return
+    outer, outer_axes = lanes.broadcast(model, 2)
+    out, _ = chorax.vmap_call_all_fns(
+        outer,
+        reset,
+        axis_size=2,
+        key=key,
+        in_axes=outer_axes,
+        where=jnp.array([True, False]),
+    )
+    assert jtu.tree_structure(out) == jtu.tree_structure(outer)
+
+
+def test_a_lane_axis_stays_where_it_was(key):
+    model = {"e": lanes.Ensemble(Both(jnp.zeros((5, 3)), None), Both(1, None))}
+    new, _ = chorax.call_all_fns(model, "draw", key=key)
+    assert jtu.tree_structure(new) == jtu.tree_structure(model)
+    assert new["e"].model.v.shape == (5, 3)
+    for own, member in zip(member_keys(key, ("e", "model"), 3), new["e"], strict=True):
+        oracle.assert_same(member.v, jax.random.normal(own, (5,)))
+    outer, axes = lanes.broadcast(model, 4)
+    mask = jnp.array([True, False, True, False])
+    out, _ = chorax.vmap_call_all_fns(
+        outer, "draw", axis_size=4, key=key, in_axes=axes, where=mask
+    )
+    v = out["e"].model.v
+    assert v.shape == (4, 5, 3)
+    assert not v[1].any()
+    assert v[0].all()
+    jax.lax.scan(
+        lambda m, k: (chorax.call_all_fns(m, "draw", key=k)[0], None),
+        model,
+        jax.random.split(key, 3),
+    )
+
+
+def test_nested_lane_axes_stay_where_they_were(key):
+    v = jnp.zeros((5, 2, 3))
+    inner = lanes.Ensemble(Both(jnp.zeros((5, 3)), None), Both(1, None))
+    batched = eqx.tree_at(lambda e: e.model.v, inner, v)
+    axes = eqx.tree_at(lambda e: e.model.v, inner, 1)
+    model = [lanes.Ensemble(batched, axes)]
+    new, _ = chorax.call_all_fns(model, "draw", key=key)
+    assert new[0].model.model.v.shape == (5, 2, 3)
+    assert jtu.tree_structure(new) == jtu.tree_structure(model)
+    for i, own in enumerate(member_keys(key, (0, "model", "model"), 2)):
+        for j, k in enumerate(jax.random.split(own, 3)):
+            found = new[0].model.model.v[:, i, j]
+            oracle.assert_same(found, jax.random.normal(k, (5,)))
+
+
+def test_other_fields_of_a_subclass_have_no_lanes():
+    class Headed(lanes.Ensemble):
+        head: Any
+
+        def __init__(self, model, axes, head):
+            super().__init__(model, axes)
+            self.head = head
+
+    class Centred(eqx.Module):
+        v: Any
+
+        def go(self):
+            return chorax.replace(self, v=self.v - self.v.mean())
+
+    made = Headed(Centred(jnp.arange(6.0).reshape(3, 2)), 0, Centred(jnp.arange(3.0)))
+    (new,), _ = chorax.call_all_fns([made], "go")
+    assert new.head.v.tolist() == [-1.0, 0.0, 1.0]
+    assert new.model.v.tolist() == [[-0.5, 0.5]] * 3
+
+
+def test_aux_has_lanes_in_front():
+    class Telling(eqx.Module):
+        v: Any
+        w: Any
+
+        def go(self):
+            return chorax.replace(self, v=self.v + 1), (self.v, self.v * 1, self.w)
+
+    made = lanes.Ensemble(Telling(jnp.zeros((2, 3)), jnp.ones(5)), Telling(1, None))
+    _, _, aux = chorax.call_all_fns({"e": made}, "go", has_aux=True)
+    assert [x.shape for x in aux["e.model"]] == [(3, 2), (3, 2), (3, 5)]
+
+
+def test_an_ensemble_without_arrays():
+    made = ensemble()
+    _, static = eqx.partition(made, eqx.is_array)
+    assert len(static) == 4
+    assert len(list(static)) == 4
+    assert static[0].layers[0].weight is None
+    assert len(static[jnp.array([True, False, True, False])]) == 2
+    new, _ = chorax.call_all_fns([both()], "drop")
+    assert len(list(new[0])) == 2
+
+
+def test_the_lane_law_where_no_leaf_has_lanes():
+    class Counter(eqx.Module):
+        n: int
+
+        def go(self):
+            return chorax.replace(self, n=self.n + 1)
+
+    batched, delta = chorax.vmap_call_all_fns(Counter(1), "go", axis_size=3)
+    assert [member.n for member in lanes.unstack(batched, delta)] == [2, 2, 2]
+    assert len(lanes.Ensemble(batched, delta)) == 3

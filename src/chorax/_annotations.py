@@ -107,16 +107,16 @@ def check_result(
     def spec(origin: Origin) -> Spec:
         match origin:
             case Kept(index):
-                axes = [level.axes[index] for level in kind.levels]
-                return innermost(kind.specs[index], axes)
+                return kind.specs[index]
             case New(index):
-                return innermost(
-                    ArraySpec(outputs[index], None), [0] * len(kind.levels)
-                )
+                return ArraySpec(outputs[index], None)
             case Constant(value):
                 return StaticSpec(value)
 
     specs = [spec(origin) for origin in outcome.origins]
+    if outcome.levels:
+        pairs = zip(specs, outcome.levels, strict=True)
+        specs = [innermost(each, axes) for each, axes in pairs]
     sight = sight_after(call, f" after `{call.label}`")
     check_node(outcome.structure, specs, path, sight)
 

@@ -7,6 +7,7 @@ from typing import Any, cast, Generic, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
+from ._holder import undo_lanes
 from ._paths import dotted, first_difference, leaf_paths, Path, place
 from ._table import html_table, text_table
 from ._typed import typed
@@ -113,9 +114,14 @@ class StateDelta(eqx.Module, Generic[T]):
         rows = self.leaves()
         kept = [was and keeps(path, value, tags) for path, value, was, tags in rows]
         axes = zip(kept, self._written, self._axes, self._mapped, strict=True)
+        left_out = [
+            path
+            for (path, _, was, _), keep in zip(rows, kept, strict=True)
+            if was and not keep
+        ]
         return make_delta(
             self.before,
-            self.after,
+            undo_lanes(self.after, self.before, left_out),
             [
                 x if keep else None
                 for (_, x, _, _), keep in zip(rows, kept, strict=True)

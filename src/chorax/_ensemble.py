@@ -7,14 +7,16 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from ._axes import argument_axes, keyword_axes
-from ._lane_axes import lane_axes, take_lanes
-from ._paths import leaf_paths, Path
+from ._holder import LaneHolder
+from ._lane_axes import count_lanes, lane_axes, take_lanes
+from ._paths import leaf_paths
+from ._replace import replace
 
 
 M = TypeVar("M")
 
 
-class Ensemble(eqx.Module, Generic[M]):
+class Ensemble(LaneHolder, Generic[M]):
     """A batched model that knows its lanes.
 
     Calling it calls the model in every lane. It is a module like any other: gradients,
@@ -50,9 +52,6 @@ class Ensemble(eqx.Module, Generic[M]):
 
     model: M
     axis_size: int = eqx.field(static=True, repr=False)
-    # The lane axis of each leaf that has one, by its path in the model: what a
-    # transformation puts in place of other leaves changes nothing for these.
-    mapped: frozenset[tuple[Path, int]] = eqx.field(static=True, repr=False)
 
     def __init__(self, model: M, axes: Any) -> None:
         found = lane_axes(model, axes)
@@ -150,8 +149,13 @@ class Ensemble(eqx.Module, Generic[M]):
     def __getitem__(self, index: Any) -> Any:
         """The member at an index; an ensemble of the members in a slice, a mask or an
         array of indices."""
-        taken, drops_axis = take_lanes(lane_axes(self.model, self.axes), index)
-        return taken if drops_axis else Ensemble(taken, self.axes)
+        lanes = lane_axes(self.model, self.axes, self.axis_size)
+        taken, drops_axis = take_lanes(lanes, index)
+        if drops_axis:
+            return taken
+        # Also the axes of leaves that are not there for the moment.
+        size = count_lanes(lanes.size, index)
+        return replace(self, model=taken, axis_size=size)
 
     def __iter__(self) -> Iterator[M]:
         return iter([self[index] for index in range(self.axis_size)])

@@ -224,8 +224,8 @@ def _in_source(owner: type, name: str, raw: Any) -> str | None:
     try:
         source = textwrap.dedent(inspect.getsource(owner))
         body = cast(ast.ClassDef, ast.parse(source).body[0]).body
-    except (OSError, TypeError, SyntaxError, IndexError):
-        return None
+    except Exception:
+        return None  # There is none, or not any more: files change while we run.
     for statement in body:
         match statement:
             case ast.AnnAssign(target=ast.Name(id=found), annotation=annotation):

@@ -177,7 +177,8 @@ Origin: TypeAlias = Kept | New | Constant
 class Outcome:
     """Where every leaf of a returned node, and of its `aux`, comes from.
 
-    `reaches_inside` is whether the call changed a module within the node.
+    `reaches_inside` is whether the call changed a module within the node. `levels` are,
+    for each leaf, its lane axes in the ensembles around the node.
     """
 
     structure: jtu.PyTreeDef
@@ -185,6 +186,7 @@ class Outcome:
     aux_structure: jtu.PyTreeDef
     aux_origins: tuple[Origin, ...]
     reaches_inside: bool
+    levels: tuple[tuple[int | None, ...], ...] = ()
 
 
 def innermost(spec: Spec, axes: Sequence[int | None]) -> Spec:

@@ -1,5 +1,6 @@
 """The one place where a user's method runs: for one node, in one lane."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, TypeGuard
@@ -23,7 +24,7 @@ from ._kind import (
     spec_of,
     StaticSpec,
 )
-from ._paths import Path, place
+from ._paths import leaf_paths, Path, place
 
 
 def call_lane(
@@ -54,7 +55,48 @@ def call_lane(
         run = _over_level(run, level.size, [axis for axis, is_one in pairs if is_one])
     news = list(run(inputs[:count], key))
     assert outcome is not None
+    if kind.levels:
+        outcome = dataclasses.replace(
+            outcome, levels=_levels_after(kind, outcome, news)
+        )
+        pairs = zip(outcome.origins, outcome.levels, strict=True)
+        for origin, axes in pairs:
+            if isinstance(origin, New):
+                news[origin.index] = _with_axes(news[origin.index], axes)
     return news, outcome
+
+
+def _levels_after(
+    kind: Kind, outcome: Outcome, news: Sequence[Any]
+) -> tuple[tuple[int | None, ...], ...]:
+    """For each leaf its lane axes; a new array has them where the old one had them."""
+    old = dict(zip(leaf_paths(kind.structure), range(len(kind.specs)), strict=True))
+
+    def of(index: int) -> tuple[int | None, ...]:
+        return tuple(level.axes[index] for level in kind.levels)
+
+    def after(path: Path, origin: Origin) -> tuple[int | None, ...]:
+        match origin:
+            case Kept(index):
+                return of(index)
+            case Constant():
+                return (None,) * len(kind.levels)
+            case New(index):
+                spec = kind.specs[old[path]] if path in old else None
+                ndim = len(spec.struct.shape) if isinstance(spec, ArraySpec) else None
+                axes = of(old[path]) if ndim == news[index].ndim else (None,)
+                return (0,) * len(kind.levels) if None in axes else axes
+
+    pairs = zip(leaf_paths(outcome.structure), outcome.origins, strict=True)
+    return tuple(after(path, origin) for path, origin in pairs)
+
+
+def _with_axes(x: jax.Array, axes: Sequence[int | None]) -> jax.Array:
+    """Moves the leading lane axes, the outermost first, to where they belong."""
+    order = list(range(len(axes), x.ndim))
+    for level, axis in reversed(list(enumerate(axes))):
+        order.insert(axis or 0, level)
+    return x if order == sorted(order) else jnp.transpose(x, order)
 
 
 def _over_level(
@@ -117,6 +159,8 @@ def _call_once(
         return New(len(news) - 1)
 
     origins = tuple(origin(i, leaf) for i, leaf in enumerate(out))
+    if kind.levels:
+        places.clear()  # All of `aux` has the lanes of the ensembles in front.
     aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
     reaches_inside = _inside(result) != _inside(node)
     return news, Outcome(structure, origins, aux_structure, aux_origins, reaches_inside)

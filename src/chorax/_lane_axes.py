@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._axes import Axes, check_lengths, resolve_axes
-from ._delta import plain_axes
+from ._delta import plain_axes, StateDelta
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,12 +29,17 @@ class LaneAxes:
         return jtu.tree_unflatten(self.structure, leaves)
 
 
-def lane_axes(batched: Any, axes: Any) -> LaneAxes:
-    """Takes a batched model apart; errors if its leaves disagree on their lanes."""
+def lane_axes(batched: Any, axes: Any, axis_size: int | None = None) -> LaneAxes:
+    """Takes a batched model apart; errors if its leaves disagree on their lanes.
+
+    `axis_size` is how many lanes there are where no leaf tells.
+    """
+    if isinstance(axes, StateDelta):
+        axis_size = cast("StateDelta[Any]", axes).axis_size
     leaves, structure = jtu.tree_flatten(batched)
     found = resolve_axes(batched, plain_axes(axes), "axes")
     sizes = [_length(x, axis) for x, axis in zip(leaves, found, strict=True)]
-    size = next((n for n in sizes if n is not None), None)
+    size = next((n for n in sizes if n is not None), axis_size)
     if size is None:
         raise ValueError(
             "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` "
@@ -57,6 +62,16 @@ def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
         for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
     ]
     return lanes.rebuild(leaves), drops_axis
+
+
+def count_lanes(size: int, index: Any) -> int:
+    """How many lanes a slice, a mask or an array of indices takes of so many."""
+    return np.zeros(size)[_shape_only(_checked_index(index, size))].shape[0]
+
+
+def _shape_only(which: Any) -> Any:
+    is_traced = isinstance(which, jax.core.Tracer)
+    return np.zeros(which.shape, int) if is_traced else which
 
 
 def _length(leaf: Any, axis: int | None) -> int | None:

@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 
 from ._draft import Slot
 from ._ensemble import Ensemble
-from ._kind import Constant, innermost, Kept, Level, New, Origin, Spec
+from ._kind import innermost, Level, Outcome, Spec
 from ._nodes import Node
 from ._paths import leaf_paths, Path
 from ._replace import replace
@@ -38,39 +38,29 @@ def in_levels(specs: Sequence[Spec], levels: Sequence[Level]) -> list[Spec]:
     ]
 
 
-def note_lanes(
-    draft: Slot,
-    node: Node,
-    levels: Sequence[Level],
-    structure: jtu.PyTreeDef,
-    origins: Sequence[Origin],
-) -> None:
+def note_lanes(draft: Slot, node: Node, outcome: Outcome) -> None:
     """Tells the ensembles around a node which lane axes its leaves have by now."""
-    if not levels:
+    if not node.ensembles or not outcome.levels:
         return
-    below = leaf_paths(structure)
+    below = leaf_paths(outcome.structure)
     slots = [(path, *draft.find(path)) for path in node.ensembles]
     known = [(p, s) for p, s, is_there in slots if is_there and _holds_ensemble(s)]
-    for (path, slot), level in zip(known, levels, strict=True):
+    for level, (path, slot) in enumerate(known):
         within = _within(node.path, path)
-        old = slot.value.mapped
-        kept = {row for row in old if row[0][: len(within)] != within}
-        for rest, origin in zip(below, origins, strict=True):
-            axis = _axis_after(origin, level)
+        rows = {
+            (*within, *rest): axes
+            for rest, axes in zip(below, outcome.levels, strict=True)
+        }
+        old: frozenset[tuple[Path, int]] = slot.value.mapped
+        # Where there is no leaf for the moment, what was known of it stays.
+        new = {row for row in old if row[0] not in rows}
+        for leaf, axes in rows.items():
+            axis = axes[level]
             if axis is not None:
-                kept.add(((*within, *rest), axis))
-        if kept != old:
-            slot.restate(replace(slot.value, mapped=frozenset(kept)))
-
-
-def _axis_after(origin: Origin, level: Level) -> int | None:
-    match origin:
-        case Kept(index):
-            return level.axes[index]
-        case New():
-            return 0
-        case Constant():
-            return None
+                new.add((leaf, axis))
+        mapped = frozenset(new)
+        if mapped != old:
+            slot.restate(replace(slot.value, mapped=mapped))
 
 
 def _holds_ensemble(slot: Slot) -> bool:

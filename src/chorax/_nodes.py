@@ -74,7 +74,12 @@ def walk_nodes(target: Any) -> Walked:
 def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
     if not ensembles:
         return ()
-    return tuple(path[:i] for i in range(len(path)) if path[:i] in ensembles)
+    # Only what is below its field `model` has the lanes of an ensemble.
+    return tuple(
+        path[:i]
+        for i in range(len(path))
+        if path[:i] in ensembles and path[i] == "model"
+    )
 
 
 def is_node(module: eqx.Module) -> bool:

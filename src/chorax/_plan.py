@@ -141,7 +141,7 @@ class _Planner:
         new = [self._source(origin, names, outputs) for origin in outcome.origins]
         refs = [Ref(name) for name in new]
         slot.assign(jtu.tree_unflatten(outcome.structure, refs), node.path)
-        note_lanes(self._draft, node, levels, outcome.structure, outcome.origins)
+        note_lanes(self._draft, node, outcome)
         if self._call.has_aux:
             origins = outcome.aux_origins
             aux = tuple(self._source(origin, names, outputs) for origin in origins)

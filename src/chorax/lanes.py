@@ -12,6 +12,7 @@ from typing import Any, cast, SupportsIndex, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.sharding
 import jax.tree_util as jtu
@@ -306,12 +307,18 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
             f"{entry!r} of the mesh. Use a multiple of {parts} lanes."
         )
 
+    auto = cast(Any, jax.sharding).AxisType.Auto
+    is_auto = all(kind_of_axis == auto for kind_of_axis in kind.mesh.axis_types)
+
     def spread(x: Any, axis: int | None) -> Any:
         if not eqx.is_array(x):
             return x
         spec: list[Any] = [] if axis is None else [*[None] * axis, entry]
         parts = jax.sharding.PartitionSpec(*spec)
         layout = jax.sharding.NamedSharding(kind.mesh, parts)
+        # Under `jit` the compiler may overrule `device_put` on a mesh of automatic axes.
+        if is_auto and isinstance(x, jax.core.Tracer):
+            return cast(Any, jax.lax).with_sharding_constraint(x, layout)
         return cast(Any, jax).device_put(x, layout)
 
     pairs = zip(lanes.leaves, lanes.axes, strict=True)

@@ -316,7 +316,7 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
         spec: list[Any] = [] if axis is None else [*[None] * axis, entry]
         parts = jax.sharding.PartitionSpec(*spec)
         layout = jax.sharding.NamedSharding(kind.mesh, parts)
-        # Under `jit` the compiler may overrule `device_put` on a mesh of automatic axes.
+        # On a mesh of automatic axes a compiler may overrule `device_put`.
         if is_auto and isinstance(x, jax.core.Tracer):
             return cast(Any, jax.lax).with_sharding_constraint(x, layout)
         return cast(Any, jax).device_put(x, layout)

@@ -56,7 +56,7 @@ T = TypeVar("T")
 B = TypeVar("B", bound=Float[Array, "3"])
 C = TypeVar("C", Float[Array, "3"], Int[Array, "3"])
 Vector = Float[Array, "n"]
-Weight = NewType("Weight", Float[Array, "3"])  # pyright: ignore
+Weight = NewType("Weight", Float[Array, "3"])  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class UInt8or16(AbstractDtype):
@@ -238,7 +238,7 @@ class Broadcast(eqx.Module):
 
 
 class ClassLevel(eqx.Module):
-    scale: ClassVar[Float[Array, "7"]] = 1.0  # pyright: ignore
+    scale: ClassVar[Float[Array, "7"]] = 1.0  # pyright: ignore[reportAssignmentType]
     v: Float[Array, "n"]
     w: Float[Array, "n"]
 
@@ -264,8 +264,8 @@ class OfSize(eqx.Module):
 
 
 class Structured(eqx.Module):
-    v: PyTree[Float[Array, "?n"], "T"]  # pyright: ignore
-    w: PyTree[Float[Array, "?n"], "T"]  # pyright: ignore
+    v: PyTree[Float[Array, "?n"], "T"]  # pyright: ignore[reportGeneralTypeIssues]
+    w: PyTree[Float[Array, "?n"], "T"]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class OfVectors(Held[Float[Array, "3"]]):

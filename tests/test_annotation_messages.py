@@ -32,7 +32,7 @@ class Rates(NamedTuple):
 
 class Synapses(eqx.Module):
     delays: list[Int[Array, "n"]]
-    traces: PyTree[Float[Array, "n"], "T"]  # pyright: ignore
+    traces: PyTree[Float[Array, "n"], "T"]  # pyright: ignore[reportUndefinedVariable]
     rates: Rates | None = None
 
 
@@ -133,7 +133,7 @@ The field `v` of the LIF at the root `()` does not fit its annotation.
 """,
     ),
     "no array": (
-        lambda: chorax.check_annotations(LIF(0.5)),  # pyright: ignore
+        lambda: chorax.check_annotations(LIF(0.5)),  # pyright: ignore[reportArgumentType]
         """
 The field `w` of the LIF at the root `()` does not fit its annotation.
   annotated: w: Float[Array, "in out"]
@@ -141,7 +141,7 @@ The field `w` of the LIF at the root `()` does not fit its annotation.
 """,
     ),
     "nothing": (
-        lambda: chorax.check_annotations(Noisy(None)),  # pyright: ignore
+        lambda: chorax.check_annotations(Noisy(None)),  # pyright: ignore[reportArgumentType]
         """
 The field `key` of the Noisy at the root `()` does not fit its annotation.
   annotated: key: Key[Array, ""]
@@ -232,12 +232,12 @@ def test_the_whole_message(call, text):
 
 def test_a_type_error_of_an_argument_says_which():
     with pytest.raises(TypeError, match="typechecking parameter 'delta'"):
-        chorax.apply_delta(lif(), {"v": 1})  # pyright: ignore
+        chorax.apply_delta(lif(), {"v": 1})  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="typechecking parameter 'module'"):
-        chorax.replace({"v": 1}, v=2)  # pyright: ignore
+        chorax.replace({"v": 1}, v=2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="typechecking parameter 'mappings'"):
-        chorax.assign_state_values(lif(), {}, [("v", 1)])  # pyright: ignore
+        chorax.assign_state_values(lif(), {}, [("v", 1)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="typechecking parameter 'level'"):
-        chorax.call_order("first")  # pyright: ignore
+        chorax.call_order("first")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="typechecking parameter 'axis_name'"):
-        chorax.vmap_call_all_fns(lif(), "f", axis_size=2, axis_name=[])  # pyright: ignore
+        chorax.vmap_call_all_fns(lif(), "f", axis_size=2, axis_name=[])  # pyright: ignore[reportArgumentType]

@@ -133,9 +133,9 @@ def test_annotations_that_are_strings():
 
 
 def test_an_annotation_that_nobody_can_resolve_is_skipped():
-    chorax.check_annotations(annotated_late.Unknown("anything", f(3)))  # pyright: ignore
+    chorax.check_annotations(annotated_late.Unknown("anything", f(3)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(chorax.AnnotationError, match="`w` of the Unknown"):
-        chorax.check_annotations(annotated_late.Unknown("anything", f(3, 3)))  # pyright: ignore
+        chorax.check_annotations(annotated_late.Unknown("anything", f(3, 3)))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_class_of_a_function_is_skipped_where_its_names_are_gone():
@@ -202,7 +202,7 @@ def test_other_annotations_are_their_authors_own():
         xs: list[int]
         v: Float[Array, "n"]
 
-    chorax.check_annotations(Loose(0.5, ("a",), f(3)))  # pyright: ignore
+    chorax.check_annotations(Loose(0.5, ("a",), f(3)))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_property_is_not_asked():
@@ -230,9 +230,9 @@ def test_a_generator_is_not_used_up():
     class Stream(eqx.Module):
         items: Iterator[Float[Array, "n"]] = eqx.field(static=True)
 
-    stream = Stream(Countdown())  # pyright: ignore
+    stream = Stream(Countdown())  # pyright: ignore[reportArgumentType]
     chorax.check_annotations(stream)
-    assert stream.items.left == 2  # pyright: ignore
+    assert stream.items.left == 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if sys.version_info >= (3, 12):
@@ -273,7 +273,7 @@ class Cell(eqx.Module):
     """A neuron whose state is made by a call."""
 
     w: Float[Array, "n m"]
-    v: Float[Array, "n"] = None  # pyright: ignore
+    v: Float[Array, "n"] = None  # pyright: ignore[reportAssignmentType]
 
     def init_state(self, size=None):
         return chorax.replace(self, v=jnp.zeros(size or self.w.shape[0]))
@@ -308,7 +308,7 @@ def test_lanes_are_checked_one_at_a_time():
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_a_lane_axis_anywhere(axis):
     cell = Cell(jnp.moveaxis(f(8, 3, 4), 0, axis), f(3))
-    chorax.check_annotations(cell, in_axes=Cell(axis, None))  # pyright: ignore
+    chorax.check_annotations(cell, in_axes=Cell(axis, None))  # pyright: ignore[reportArgumentType]
 
 
 def test_names_are_bound_within_a_node_only():
@@ -416,8 +416,8 @@ def test_once_a_kind_and_not_at_all_when_it_comes_again():
 def test_the_program_has_no_trace_of_the_check():
     def node_class(state: Any, weight: Any) -> Any:
         class Node(eqx.Module):
-            v: state  # pyright: ignore
-            w: weight  # pyright: ignore
+            v: state  # pyright: ignore[reportInvalidTypeForm]
+            w: weight  # pyright: ignore[reportInvalidTypeForm]
 
             def init_state(self):
                 return chorax.replace(self, v=self.w.sum(1) * 2)
@@ -484,7 +484,7 @@ def test_check_annotations_wants_lanes_that_agree():
     with pytest.raises(ValueError, match="`in_axes` maps `v` along axis 0"):
         chorax.check_annotations(Cell(f(8, 3, 4), f(7, 3)), in_axes=0)
     with pytest.raises(ValueError, match="has no such axis"):
-        chorax.check_annotations(Cell(f(3, 4), f(3)), in_axes=Cell(2, None))  # pyright: ignore
+        chorax.check_annotations(Cell(f(3, 4), f(3)), in_axes=Cell(2, None))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_scope_of_a_check_does_not_reach_into_methods(tmp_path):

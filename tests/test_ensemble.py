@@ -81,7 +81,7 @@ def test_members():
     assert len(some) == 2
     oracle.assert_same(some[1], mlps()[3])
     assert isinstance(made[1:], lanes.Ensemble)
-    assert made[1:].axis_size == 3  # pyright: ignore
+    assert made[1:].axis_size == 3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(IndexError, match="none at index 4"):
         made[4]
     assert jax.jit(lambda e, i: e[i].layers[0].bias, static_argnums=())(
@@ -326,7 +326,7 @@ def test_shared_leaves_inside_get_lanes_when_written(key):
 
 def test_a_lane_axis_that_is_not_the_first(key):
     model = Neuron(jnp.arange(12.0).reshape(3, 4))
-    made = lanes.Ensemble(model, Neuron(1, None, None))  # pyright: ignore
+    made = lanes.Ensemble(model, Neuron(1, None, None))  # pyright: ignore[reportArgumentType]
     new, _ = chorax.init_all_states({"m": made}, key=key)
     assert new["m"].model.v.shape == (4, 3)
     for index, member in enumerate(new["m"]):

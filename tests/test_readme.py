@@ -43,7 +43,7 @@ def test_the_error_that_it_shows():
         def init_state(self):
             return chorax.replace(self, v=jnp.zeros(4))
 
-    with pytest.raises(chorax.AnnotationError) as caught:
+    with pytest.raises(chorax.AnnotationError, match="`v` of the Neuron") as caught:
         chorax.vmap_init_all_states([Neuron(jnp.ones(3))], axis_size=2)
     assert f"AnnotationError: {caught.value}\n" in README
 

@@ -24,7 +24,7 @@ def typed(function: F) -> F:
     runs. Ours run the methods of users, who may ask jaxtyping things of their own: so
     it decorates a function that does nothing, which is called before.
     """
-    nothing: Any = lambda *args, **kwargs: None  # pyright: ignore  # noqa: E731
+    nothing: Any = lambda *args, **kwargs: None  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType]  # noqa: E731
     plain = cast(Any, function)
     check = types.FunctionType(nothing.__code__, plain.__globals__, plain.__name__)
     check.__module__, check.__qualname__ = plain.__module__, plain.__qualname__

@@ -522,5 +522,5 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 
 @pytest.mark.parametrize(("call", "kind", "text"), BAD.values(), ids=BAD)
 def test_bad_use(call, kind, text):
-    with pytest.raises(kind, match=f"^{re.escape(text)}$"):
+    with pytest.raises(kind, match=f"(?m)^{re.escape(text)}$"):
         call()

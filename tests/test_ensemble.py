@@ -604,3 +604,22 @@ def test_the_lane_law_where_no_leaf_has_lanes():
     batched, delta = chorax.vmap_call_all_fns(Counter(1), "go", axis_size=3)
     assert [member.n for member in lanes.unstack(batched, delta)] == [2, 2, 2]
     assert len(lanes.Ensemble(batched, delta)) == 3
+
+
+def test_nodes_inside_of_which_nothing_has_lanes():
+    class Counter(eqx.Module):
+        n: int
+        w: Any
+
+        def go(self):
+            return chorax.replace(self, n=self.n + 1)
+
+        def grow(self):
+            return chorax.replace(self, w=self.w + 1)
+
+    model = {"a": Counter(1, jnp.ones(2)), "b": jnp.zeros(3)}
+    made = [lanes.Ensemble(model, {"a": None, "b": 0})]
+    assert chorax.call_all_fns(made, "go")[0][0].model["a"].n == 2
+    (new,), _ = chorax.call_all_fns(made, "grow")
+    assert new.model["a"].w.shape == (3, 2)
+    assert new.axes["a"].w == 0

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
@@ -27,6 +26,7 @@ from ._kind import (
     spec_of,
     StaticSpec,
 )
+from ._lane_axes import lane_count
 from ._levels import in_levels, levels_of
 from ._memo import Cell, exact_structure, recall
 from ._misfits import misfit_message, Sight
@@ -82,7 +82,8 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
             f"{type(model).__name__}."
         )
     axes = resolve_axes(model, plain_axes(in_axes), "in_axes")
-    size = next(_lanes(walked.leaves, axes), None)
+    sizes = map(lane_count, walked.leaves, axes)
+    size = next((count for count in sizes if count is not None), None)
     if size is not None:
         check_lengths(model, axes, size, "in_axes")
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
@@ -210,10 +211,3 @@ def _without_axes(spec: Spec, depth: int) -> Spec:
         return spec
     struct = jax.ShapeDtypeStruct(spec.struct.shape[depth:], spec.struct.dtype)
     return ArraySpec(struct, None, spec.host)
-
-
-def _lanes(leaves: Sequence[Any], axes: Sequence[int | None]) -> Iterator[int]:
-    for leaf, axis in zip(leaves, axes, strict=True):
-        if axis is not None:
-            shape = leaf.shape if eqx.is_array(leaf) else ()
-            yield shape[axis] if -len(shape) <= axis < len(shape) else 1

@@ -34,8 +34,8 @@ class Ensemble(LaneHolder, Generic[M]):
     - `axes`: its lane axes: the `StateDelta` or the tree that came with it, or anything
         that `eqx.filter_vmap` takes as `in_axes`.
 
-    **Raises:** `ValueError` if no leaf has a lane axis, or if they disagree on how many
-    lanes there are.
+    **Raises:** `ValueError` if nothing tells how many lanes there are, neither a leaf
+    nor a delta, or if leaves disagree.
 
     ```python
     >>> import chorax, equinox as eqx, jax, jax.numpy as jnp

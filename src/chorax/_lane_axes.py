@@ -38,7 +38,7 @@ def lane_axes(batched: Any, axes: Any, axis_size: int | None = None) -> LaneAxes
         axis_size = cast("StateDelta[Any]", axes).axis_size
     leaves, structure = jtu.tree_flatten(batched)
     found = resolve_axes(batched, plain_axes(axes), "axes")
-    sizes = [_length(x, axis) for x, axis in zip(leaves, found, strict=True)]
+    sizes = [lane_count(x, axis) for x, axis in zip(leaves, found, strict=True)]
     size = next((n for n in sizes if n is not None), axis_size)
     if size is None:
         raise ValueError(
@@ -74,7 +74,8 @@ def _shape_only(which: Any) -> Any:
     return np.zeros(which.shape, int) if is_traced else which
 
 
-def _length(leaf: Any, axis: int | None) -> int | None:
+def lane_count(leaf: Any, axis: int | None) -> int | None:
+    """How many lanes a leaf has; 1 where it has no such axis, for others to refuse."""
     if axis is None:
         return None
     shape = leaf.shape if eqx.is_array(leaf) else ()

@@ -43,24 +43,11 @@ def _linear(node: eqx.nn.Linear, dtype: Any, key: jax.Array) -> eqx.nn.Linear:
 
 
 @_rule(eqx.nn.Conv, "weight", "bias")
-def _conv(node: eqx.nn.Conv, dtype: Any, key: jax.Array) -> eqx.nn.Conv:
-    return eqx.nn.Conv(
-        node.num_spatial_dims,
-        node.in_channels,
-        node.out_channels,
-        node.kernel_size,
-        groups=node.groups,
-        use_bias=node.bias is not None,
-        dtype=dtype,
-        key=key,
-    )
-
-
 @_rule(eqx.nn.ConvTranspose, "weight", "bias")
-def _conv_transpose(
-    node: eqx.nn.ConvTranspose, dtype: Any, key: jax.Array
-) -> eqx.nn.ConvTranspose:
-    return eqx.nn.ConvTranspose(
+def _conv(node: Any, dtype: Any, key: jax.Array) -> Any:
+    is_transpose = isinstance(node, eqx.nn.ConvTranspose)
+    make: Any = eqx.nn.ConvTranspose if is_transpose else eqx.nn.Conv
+    return make(
         node.num_spatial_dims,
         node.in_channels,
         node.out_channels,
@@ -73,15 +60,11 @@ def _conv_transpose(
 
 
 @_rule(eqx.nn.GRUCell, "weight_ih", "weight_hh", "bias", "bias_n")
-def _gru(node: eqx.nn.GRUCell, dtype: Any, key: jax.Array) -> eqx.nn.GRUCell:
-    has_bias = node.bias is not None
-    return eqx.nn.GRUCell(node.input_size, node.hidden_size, has_bias, dtype, key=key)
-
-
 @_rule(eqx.nn.LSTMCell, "weight_ih", "weight_hh", "bias")
-def _lstm(node: eqx.nn.LSTMCell, dtype: Any, key: jax.Array) -> eqx.nn.LSTMCell:
+def _cell(node: Any, dtype: Any, key: jax.Array) -> Any:
+    make: Any = eqx.nn.GRUCell if isinstance(node, eqx.nn.GRUCell) else eqx.nn.LSTMCell
     has_bias = node.bias is not None
-    return eqx.nn.LSTMCell(node.input_size, node.hidden_size, has_bias, dtype, key=key)
+    return make(node.input_size, node.hidden_size, has_bias, dtype, key=key)
 
 
 @_rule(eqx.nn.Embedding, "weight")
@@ -238,18 +221,18 @@ def _redraw(node: Any, key: jax.Array, build: Builder, names: Sequence[str]) -> 
         return {name: _content(built, name) for name in old}
 
     struct = cast(Any, eqx).filter_eval_shape(draw, key)
-    depths: set[tuple[int, ...]] = set()
+    leading: tuple[int, ...] | None = None
     for name in old:
         pairs = zip(*map(jtu.tree_leaves, (old[name], struct[name])), strict=True)
         for x, made in pairs:
             depth = x.ndim - len(made.shape)
             if depth < 0 or x.shape[depth:] != made.shape:
                 raise _of_another_shape(node, name, x.shape, f"{made.shape}")
-            depths.add(x.shape[:depth])
-    if len(depths) > 1:
-        name = next(iter(old))
-        raise _of_another_shape(node, name, depths.pop(), f"{depths.pop()}, leading")
-    new = _per_slice(draw, depths.pop(), key=key)
+            leading = x.shape[:depth] if leading is None else leading
+            if x.shape[:depth] != leading:
+                expected = f"{made.shape}, with {leading} leading as elsewhere"
+                raise _of_another_shape(node, name, x.shape, expected)
+    new = _per_slice(draw, leading or (), key=key)
     return replace(
         node, **{name: _with_content(node, name, x) for name, x in new.items()}
     )

@@ -95,8 +95,8 @@ def unstack(batched: T, axes: Any) -> list[T]:
 
     A list with one model for each lane. Shared leaves are the same objects in all.
 
-    **Raises:** `ValueError` if no leaf has a lane axis, or if they disagree on how many
-    lanes there are.
+    **Raises:** `ValueError` if nothing tells how many lanes there are, neither a leaf
+    nor a delta, or if leaves disagree.
 
     ```python
     >>> import chorax, equinox as eqx, jax

@@ -394,7 +394,7 @@ def test_what_is_remembered_is_bounded():
 
     for n in range(1100):
         call_all_fns(Node(0, n), "step")
-    info = _memo._kept_cell.cache_info()
+    info = _memo._kind_cell.cache_info()
     assert info.maxsize is not None
     assert info.currsize <= info.maxsize
 

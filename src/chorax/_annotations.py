@@ -28,7 +28,7 @@ from ._kind import (
 )
 from ._lane_axes import lane_count
 from ._levels import in_levels, levels_of
-from ._memo import Cell, exact_structure, recall
+from ._memo import Cell, exact_structure, kind_cell
 from ._misfits import misfit_message, Sight
 from ._nodes import walk_nodes
 from ._paths import Path
@@ -88,11 +88,12 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
         check_lengths(model, axes, size, "in_axes")
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
     sight = Sight("", size, _BATCHED)
+    draft = walked.draft()
     for node in walked.nodes:
-        slot, _ = walked.draft.find(node.path)
+        slot, _ = draft.find(node.path)
         refs, structure = jtu.tree_flatten(slot.current())
         own = [specs[cast(Ref, ref).name] for ref in refs]
-        seen = in_levels(own, levels_of(walked.draft, node, structure))
+        seen = in_levels(own, levels_of(draft, node, structure))
         check_node_once(structure, seen, node.path, sight)
 
 
@@ -187,7 +188,7 @@ def check_node_once(
     """Checks one module, unless one of its kind was found to fit before."""
     try:
         kind = exact_structure(structure), tuple(spec.token for spec in specs)
-        cell = recall((check_node_once, kind, sight.admits_stacks))
+        cell = kind_cell((check_node_once, kind, sight.admits_stacks))
     except TypeError:
         cell = Cell()  # Something static can't be a key: nothing is remembered.
     if cell.value is None:

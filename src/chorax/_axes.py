@@ -4,7 +4,7 @@ The forms are those of `eqx.filter_vmap`: `None`, an `int`, or a function of a l
 alone or as a PyTree that is a prefix of what they speak of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -65,6 +65,13 @@ def keyword_axes(kwargs: Mapping[str, Any], in_axes: Any) -> Any:
 def check_lengths(tree: Any, axes: Axes, size: int, name: str) -> None:
     """Raises unless every mapped leaf is an array with `size` lanes on its axis."""
     leaves, structure = jtu.tree_flatten(tree)
+    check_leaf_lengths(leaves, structure, axes, size, name)
+
+
+def check_leaf_lengths(
+    leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, size: int, name: str
+) -> None:
+    """The same for a tree that has been taken apart."""
     for index, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
         if axis is None:
             continue

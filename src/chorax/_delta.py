@@ -313,6 +313,14 @@ def plain_axes(in_axes: Any) -> Any:
     return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
 
 
+def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
+    """The lane axis of every leaf, where `in_axes` is the delta of such a model."""
+    if isinstance(in_axes, StateDelta) and in_axes.after == structure:
+        delta = cast(StateDelta[Any], in_axes)
+        return delta._axes  # pyright: ignore[reportPrivateUsage]
+    return None
+
+
 def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
     """The tags of a delta's leaves, by path."""
     return {path: tags for path, _, _, tags in delta.leaves() if tags}

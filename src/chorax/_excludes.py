@@ -1,6 +1,6 @@
 """Which written leaves are to be the same for all lanes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 
@@ -21,6 +21,11 @@ class Excludes:
         self._keeps = keeps
         self._tags = tags
         self._own = frozenset(() if tag is None else (tag,))
+
+    def token(self) -> Hashable:
+        """What is equal where the answers are."""
+        tags = frozenset(self._tags.items())
+        return self._keeps.token(), tags, self._own
 
     def __call__(self, rows: Sequence[tuple[Path, Spec]]) -> tuple[bool, ...]:
         """The answer for each leaf; of an array the filter sees what a trace shows."""

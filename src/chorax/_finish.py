@@ -1,22 +1,22 @@
 """From values to results: the leaves of the new model, and what to say of them."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 
 from ._axes import Axes
-from ._delta import make_delta, StateDelta
+from ._delta import make_delta
 from ._excludes import Excludes
 from ._kind import ArraySpec, StaticSpec
 from ._nodes import Walked
 from ._paths import first_difference, leaf_paths, Path, place
 from ._plan import Plan
 from ._request import Request
-from ._run import Values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,30 +140,34 @@ class Finish:
     """Turns values into the leaves of the result."""
 
     def __init__(
-        self, plan: Plan, values: Values, walked: Walked, axes: Axes, request: Request
+        self,
+        plan: Plan,
+        values: Mapping[int, Any],
+        axes: Axes,
+        size: int | None,
+        where: jax.Array | None,
     ) -> None:
-        self._plan = plan
+        self._specs = plan.specs
         self._values = values
-        self._walked = walked
         self._axes = axes
-        self._size = request.size
-        self._where = request.where
+        self._size = size
+        self._where = where
 
     def leaf(self, leaf: Placed) -> Any:
         """What stands in the returned model."""
         if not leaf.written and leaf.original is not None:
-            return self._walked.leaves[leaf.original]
+            return self._values[leaf.original]
         if not leaf.has_lanes:
             return self._value(leaf.name)
         new = self.with_lanes(leaf.name)
         if self._where is None or leaf.original is None:
             return new
-        old = self._walked.leaves[leaf.original]
+        old = self._values[leaf.original]
         return _choose(self._where, new, old, self._axes[leaf.original])
 
     def with_lanes(self, name: int) -> Any:
         """A value with its lane axis first, if it is an array and there are lanes."""
-        spec, value = self._plan.specs[name], self._value(name)
+        spec, value = self._specs[name], self._value(name)
         if self._size is None or not isinstance(spec, ArraySpec):
             return value
         if spec.axis is None:
@@ -171,8 +175,11 @@ class Finish:
         return value if spec.axis == 0 else jnp.moveaxis(value, spec.axis, 0)
 
     def _value(self, name: int) -> Any:
-        spec = self._plan.specs[name]
-        return spec.value if isinstance(spec, StaticSpec) else self._values[name]
+        if name in self._values:
+            return self._values[name]
+        spec = self._specs[name]
+        assert isinstance(spec, StaticSpec)
+        return spec.value
 
 
 @jax.jit
@@ -190,25 +197,21 @@ def _choose(where: jax.Array, new: Any, old: Any, axis: int | None) -> jax.Array
 
 
 def describe(
-    plan: Plan,
-    placed: Sequence[Placed],
-    leaves: Sequence[Any],
-    axes: Axes,
-    walked: Walked,
-    request: Request,
-) -> StateDelta[Any]:
-    """The delta of a call."""
+    plan: Plan, placed: Sequence[Placed], axes: Axes, walked: Walked, request: Request
+) -> jtu.PyTreeDef:
+    """The structure of a call's delta, whose leaves are the written values."""
     own = frozenset(() if request.state_tag is None else (request.state_tag,))
-    return make_delta(
+    delta = make_delta(
         walked.structure,
         plan.structure,
-        [x if leaf.written else None for x, leaf in zip(leaves, placed, strict=True)],
+        [object() if leaf.written else None for leaf in placed],
         [leaf.written for leaf in placed],
         [_axis(leaf, axes) for leaf in placed],
         [own if leaf.written else frozenset() for leaf in placed],
         request.size,
         [None if leaf.original is None else axes[leaf.original] for leaf in placed],
     )
+    return jtu.tree_structure(delta)
 
 
 def _axis(leaf: Placed, axes: Axes) -> int | None:
@@ -217,14 +220,20 @@ def _axis(leaf: Placed, axes: Axes) -> int | None:
     return None if leaf.original is None else axes[leaf.original]
 
 
-def writing_warnings(
-    plan: Plan, placed: Sequence[Placed], walked: Walked, label: str
-) -> Iterator[str]:
-    """What to warn of after a call: nothing written, or something shared written."""
+def written_paths(
+    plan: Plan, placed: Sequence[Placed], walked: Walked
+) -> tuple[Path, ...]:
+    """What was written, leaves that are gone among it."""
     written = [leaf.path for leaf in placed if leaf.written]
     remaining = {leaf.path for leaf in placed}
-    written += [path for path in walked.leaf_paths if path not in remaining]
-    if not written and plan.structure == walked.structure:
+    return (*written, *(path for path in walked.leaf_paths if path not in remaining))
+
+
+def writing_warnings(
+    written: Sequence[Path], same_structure: bool, walked: Walked, label: str
+) -> Iterator[str]:
+    """What to warn of after a call: nothing written, or something shared written."""
+    if not written and same_structure:
         yield (
             f"`{label}` wrote nothing at all: no called node returned a changed leaf. "
             "Methods must return the updated node, as `chorax.replace(self, ...)`."
@@ -241,6 +250,9 @@ def writing_warnings(
 def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
     """Pairs of paths of one object: modules, and arrays outside of those modules."""
     pairs: list[tuple[Path, Path]] = []
+    items = (*walked.modules, *walked.leaves)
+    if len(set(map(id, items))) == len(items):
+        return
     arrays = [
         (path, leaf)
         for path, leaf in zip(walked.leaf_paths, walked.leaves, strict=True)
@@ -249,7 +261,8 @@ def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
     # Parents come first, so what is inside of a pair is met after it.
     first: dict[int, Path] = {}
     told: set[int] = set()
-    for path, item in (*walked.modules, *arrays):
+    modules = zip(walked.survey.module_paths, walked.modules, strict=True)
+    for path, item in (*modules, *arrays):
         other = first.setdefault(id(item), path)
         if other is path or id(item) in told:
             continue

@@ -6,8 +6,11 @@ that no other node, and no order, changes a node's draws; 64 bits keep two paths
 sharing them by accident.
 """
 
+import dataclasses
 import functools
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,8 +20,60 @@ import numpy as np
 from ._paths import Path, path_words
 
 
-def lane_keys(key: Any, size: int | None) -> jax.Array | None:
-    """The key of every lane, shape `(size,)`; the key itself where `size` is `None`."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["key"],
+    meta_fields=["size", "is_split"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class LaneKeys:
+    """The keys of all lanes: `key` is one of them for each, or what they are split
+    from; the only one where `size` is `None`."""
+
+    key: jax.Array
+    size: int | None
+    is_split: bool
+
+    @property
+    def struct(self) -> jax.ShapeDtypeStruct:
+        """The key as a single lane sees it."""
+        shape = self.key.shape[1:] if self.is_split else self.key.shape
+        return jax.ShapeDtypeStruct(shape, self.key.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all lanes' keys."""
+        one = math.prod(self.struct.shape) * self.key.dtype.itemsize
+        return one * (self.size or 1)
+
+    @functools.cached_property
+    def array(self) -> jax.Array:
+        """The keys, shape `(size,)`, or `()` without lanes."""
+        if self.size is None or self.is_split:
+            return self.key
+        return _split(self.key, self.size)
+
+    def of_node(self, words: Any) -> jax.Array:
+        """The keys of one node, shape `(size,)`, or `()` without lanes."""
+        return _derive_one(self.array, words, self.size is not None)
+
+    def of_nodes(self, table: Any, lanes_first: bool) -> jax.Array:
+        """The keys of nodes, shape `(size, nodes)` or `(nodes, size)`; `(nodes,)`
+        without lanes. `table` is a `path_table`."""
+        # Splitting is a little of the work and a call of its own.
+        split = None if self.is_split else self.size
+        return _derive(self.key, table, split, lanes_first)
+
+
+class KeySource(NamedTuple):
+    """What the keys of nodes are made from."""
+
+    keys: LaneKeys
+    table: Any
+
+
+def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
+    """The keys of all lanes, from what a user gave as `key`."""
     if key is None:
         return None
     if not eqx.is_array(key) or not (_is_typed(key) or key.dtype == np.uint32):
@@ -26,9 +81,9 @@ def lane_keys(key: Any, size: int | None) -> jax.Array | None:
             "`key` must be a PRNG key, as `jax.random.key(0)` makes, or an array of "
             f"them, one a lane; got {_show(key)}."
         )
-    key = jnp.asarray(key)
+    key = key if isinstance(key, jax.Array) else jnp.asarray(key)
     # A legacy key is an array of words: the last axis is the key's own.
-    words = () if _is_typed(key) else _legacy_shape()
+    words = _words_of(key)
     if words and key.shape[key.ndim - len(words) :] != words:
         raise ValueError(
             f"`key` must be a PRNG key, of which a legacy one has shape {words}, or an "
@@ -36,7 +91,7 @@ def lane_keys(key: Any, size: int | None) -> jax.Array | None:
         )
     shape = key.shape[: key.ndim - len(words)]
     if shape == ():
-        return key if size is None else jax.random.split(key, size)
+        return LaneKeys(key, size, is_split=False)
     if size is None:
         raise ValueError(
             f"`key` must be one PRNG key, but got an array of them of shape {shape}. "
@@ -47,35 +102,57 @@ def lane_keys(key: Any, size: int | None) -> jax.Array | None:
             f"`key` must be one PRNG key or an array of `axis_size` keys, one a lane: "
             f"expected shape ({size},), got {shape}."
         )
-    return key
+    return LaneKeys(key, size, is_split=True)
 
 
-def lane_key_struct(keys: jax.Array, lanes: bool) -> jax.ShapeDtypeStruct:
-    """The key as a single lane sees it."""
-    return jax.ShapeDtypeStruct(keys.shape[1:] if lanes else keys.shape, keys.dtype)
+def path_table(paths: Sequence[Path]) -> Any:
+    """The words of paths, shape `(nodes, 2)`."""
+    return np.array([path_words(path) for path in paths], dtype=np.uint32)
 
 
-def node_keys(keys: jax.Array, paths: tuple[Path, ...], lanes: bool) -> jax.Array:
-    """The keys of nodes, shape `(nodes, lanes)`, or `(nodes,)` without lanes."""
-    words = np.array([path_words(path) for path in paths], dtype=np.uint32)
-    return _derive(keys, words, lanes)
+def _fold(key: jax.Array, pair: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _split(key: jax.Array, size: int) -> jax.Array:
+    return jax.random.split(key, size)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _derive(keys: jax.Array, words: Any, lanes: bool) -> jax.Array:
-    def derive(key: jax.Array, pair: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1])
+def _derive_one(keys: jax.Array, words: Any, has_lanes: bool) -> jax.Array:
+    if not has_lanes:
+        return _fold(keys, words)
+    return jax.vmap(_fold, in_axes=(0, None))(keys, words)
 
-    in_lanes = jax.vmap(derive, in_axes=(0, None)) if lanes else derive
-    return jax.vmap(in_lanes, in_axes=(None, 0))(keys, words)
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _derive(
+    keys: jax.Array, table: Any, split: int | None, lanes_first: bool
+) -> jax.Array:
+    is_one = keys.ndim == len(_words_of(keys))
+    if split is not None:
+        keys = jax.random.split(keys, split)
+    elif is_one:
+        return jax.vmap(_fold, in_axes=(None, 0))(keys, table)
+    # XLA compiles a hash over one axis in a third of the time that it takes over two.
+    count, nodes = keys.shape[0], len(table)
+    shape = (count, nodes) if lanes_first else (nodes, count)
+    own, pairs = keys[:, None], table[None]
+    if not lanes_first:
+        own, pairs = keys[None], table[:, None]
+    own = jnp.broadcast_to(own, (*shape, *keys.shape[1:])).reshape(-1, *keys.shape[1:])
+    pairs = jnp.broadcast_to(pairs, (*shape, 2)).reshape(-1, 2)
+    return jax.vmap(_fold)(own, pairs).reshape(*shape, *keys.shape[1:])
 
 
 def _is_typed(key: Any) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-def _legacy_shape() -> tuple[int, ...]:
-    return jax.random.key_data(jax.random.key(0)).shape
+def _words_of(key: Any) -> tuple[int, ...]:
+    """The axes of a key itself: none of a typed one, the words of a legacy one."""
+    return () if _is_typed(key) else jax.random.key_data(jax.random.key(0)).shape
 
 
 def _show(x: Any) -> str:

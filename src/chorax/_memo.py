@@ -16,6 +16,8 @@ from typing import Any, cast
 
 import equinox as eqx
 import jax
+import jax.core
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
@@ -29,13 +31,37 @@ class Cell:
         self.value: Any = None
 
 
-def recall(key: object) -> Cell:
-    """The cell of a key; `TypeError` where it can't be hashed."""
-    return _kept_cell(key)
+def kind_cell(key: object) -> Cell:
+    """The cell of a kind's key; `TypeError` where it can't be hashed."""
+    return _kind_cell(key)
+
+
+def recipe_cell(key: object) -> Cell:
+    """The cell of a collective call's key; `TypeError` where it can't be hashed."""
+    return _recipe_cell(key)
+
+
+def computation_cell(key: object) -> Cell:
+    """The cell of what a kind computes; `TypeError` where it can't be hashed."""
+    return _computation_cell(key)
 
 
 @functools.lru_cache(maxsize=1024)
-def _kept_cell(key: Any) -> Cell:
+def _computation_cell(key: object) -> Cell:
+    return _new_cell(key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_cell(key: object) -> Cell:
+    return _new_cell(key)
+
+
+@functools.lru_cache(maxsize=64)
+def _recipe_cell(key: object) -> Cell:
+    return _new_cell(key)
+
+
+def _new_cell(key: object) -> Cell:
     cell = Cell()
     pending = [key]
     while pending:
@@ -76,9 +102,15 @@ def fingerprint(value: Any) -> Hashable:
     return exact_type(value), value
 
 
+# Types whose equal values are the same, and that are met most.
+_PLAIN = frozenset({int, bool, str, type(None)})
+
+
 def exact_type(value: object) -> Hashable:
     """What tells apart values that are equal: their types, all the way down."""
     kind = type(value)
+    if kind in _PLAIN:
+        return kind
     if isinstance(value, np.ndarray | jax.Array):
         # Equal only element by element, and not to be kept alive.
         raise TypeError("An array can't be a part of a key.")
@@ -112,20 +144,23 @@ def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
     return structure, tuple(types)
 
 
-def surroundings() -> object:
-    """An object that is the same wherever a trace would come out the same.
+def surroundings() -> tuple[object, bool]:
+    """An object that is the same wherever a trace would come out the same, and whether
+    something is being traced.
 
     JAX traces depend on more than their arguments: on precision and promotion settings,
     on the named axes in scope, on the mesh. `jax.jit` knows all of it, and traces anew
     when any of it changes; so the mark that it made while tracing stands for the lot.
     """
-    return _mark.trace().out_info.value
+    mark = _mark()
+    return mark.value, isinstance(mark.probe, jax.core.Tracer)
 
 
 class _Mark(eqx.Module):
+    probe: jax.Array
     value: object = eqx.field(static=True)
 
 
 @jax.jit
 def _mark() -> _Mark:
-    return _Mark(object())
+    return _Mark(jnp.zeros(()), object())

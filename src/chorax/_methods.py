@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import FunctionType
 from typing import Any
 
 import equinox as eqx
 
+from ._memo import fingerprint
 from ._order import level_of
 from ._paths import Path, place
 
@@ -44,9 +45,7 @@ def find_method(
     node: eqx.Module, path: Path, name: str
 ) -> tuple[Any, Signature] | None:
     """A node's attribute `name` as its class defines it; `None` if there is none."""
-    definition: Any = next(
-        (vars(base)[name] for base in type(node).__mro__ if name in vars(base)), None
-    )
+    definition = _definition(type(node), name)
     if isinstance(definition, FunctionType) and name not in vars(node):
         return definition, _method_signature(definition)
     # Fields that hold a callable, wrapped methods, properties, `__getattr__`.
@@ -69,6 +68,27 @@ def find_method(
         # What binds a wrapped method to its node may hide signature and mark.
         return definition, read_signature(definition, bound=False)
     return definition, read_signature(value, bound=True)
+
+
+def definition_token(cls: type, name: str) -> Hashable:
+    """What tells whether the nodes of a class still have the same method; `TypeError`
+    where each node has to be asked."""
+    definition = _definition(cls, name)
+    is_function = isinstance(definition, FunctionType)
+    if name in _fields(cls) or not (is_function or definition is None):
+        raise TypeError(f"`{name}` of {cls.__name__} is no plain method.")
+    if definition is None and hasattr(cls, "__getattr__"):
+        raise TypeError(f"{cls.__name__} finds `{name}` by `__getattr__`.")
+    return fingerprint(definition)
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields(cls: Any) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls))
+
+
+def _definition(cls: type, name: str) -> Any:
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _binds_itself(definition: Any) -> bool:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from typing import Any, cast
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
 
 from ._delta import StateDelta
 from ._draft import Ref, Slot
 from ._ensemble import Ensemble
+from ._memo import exact_structure, exact_type
 from ._paths import Path
 
 
@@ -24,51 +27,141 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Walked:
-    """A target taken apart: nodes with children before parents, leaves in order."""
+class Survey:
+    """What a target's structure alone says of it.
 
-    nodes: tuple[Node, ...]
-    leaves: tuple[Any, ...]
+    `nodes` are children before parents, each with its index among all modules and the
+    ensembles around it; `classes` are theirs, and `module_paths` are those of all
+    modules, parents first.
+    """
+
+    nodes: tuple[tuple[Path, int, tuple[Path, ...]], ...]
     leaf_paths: tuple[Path, ...]
+    module_paths: tuple[Path, ...]
+    classes: tuple[type[eqx.Module], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Walked:
+    """A target taken apart: its leaves, and every module, parents first.
+
+    `exact` tells apart structures that JAX takes to be equal, `None` if nothing can.
+    """
+
+    leaves: tuple[Any, ...]
+    modules: tuple[eqx.Module, ...]
     structure: jtu.PyTreeDef
-    draft: Slot
-    # Every module by its path, nodes and plumbing; parents first.
-    modules: tuple[tuple[Path, eqx.Module], ...]
+    exact: Hashable
+    survey: Survey
+
+    @functools.cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes, children before parents."""
+        rows = self.survey.nodes
+        return tuple(Node(path, self.modules[i], around) for path, i, around in rows)
+
+    @property
+    def leaf_paths(self) -> tuple[Path, ...]:
+        """The path of each leaf."""
+        return self.survey.leaf_paths
+
+    def draft(self) -> Slot:
+        """The target as a draft, its leaves named by their indices."""
+        return _draft(self.structure)
 
 
 def walk_nodes(target: Any) -> Walked:
     """Takes a target apart; the walk that everything after it relies on."""
+    parts: list[Any] = []
+    # It is asked about every container and leaf, and says no each time.
+    leaves, structure = jtu.tree_flatten(target, is_leaf=cast(Any, parts.append))
+    modules, exact = _read_parts(parts, structure)
+    try:
+        survey = _survey(structure, exact)
+    except TypeError:
+        # Something static can't be hashed.
+        exact, survey = None, _survey.__wrapped__(structure, None)
+    return Walked(tuple(leaves), modules, structure, exact, survey)
+
+
+def _read_parts(
+    parts: list[Any], structure: jtu.PyTreeDef
+) -> tuple[tuple[eqx.Module, ...], Hashable]:
+    """The modules among containers and leaves, and the types of all static parts."""
+    # For each type the names of static fields, or what else there is to be done.
+    rules: dict[type, Any] = {list: None, tuple: None, type(None): None}
     modules: list[eqx.Module] = []
+    types: list[Hashable] = []
+    for x in parts:
+        kind = cast("type[Any]", type(x))
+        if kind not in rules:
+            rules[kind] = _rule(x)
+        rule = rules[kind]
+        if rule is None:
+            continue
+        if rule is dict:
+            types.extend(exact_type(name) for name in x if type(name) is not str)
+            continue
+        if rule is object:
+            return _modules(parts), exact_structure(structure)
+        modules.append(x)
+        for name in rule:
+            try:
+                # Past the lookup of methods, which Equinox makes slow for modules.
+                value = object.__getattribute__(x, name)
+            except AttributeError:
+                continue  # A field that was never set, which the structure says.
+            types.append(exact_type(value))
+    return tuple(modules), tuple(types)
 
-    def see(x: Any) -> bool:
-        if isinstance(x, eqx.Module):
-            modules.append(x)
-        return False
 
-    leaves, structure = jtu.tree_flatten(target, is_leaf=see)
-    refs = [Ref(i) for i in range(len(leaves))]
-    draft = Slot(jtu.tree_unflatten(structure, refs), None, None)
+def _rule(x: Any) -> Any:
+    if isinstance(x, jax.Array):
+        return None
+    if isinstance(x, eqx.Module):
+        return _static_fields(type(x))
+    if isinstance(x, dict):
+        return dict
+    is_named_tuple = isinstance(x, tuple) and hasattr(cast(Any, x), "_fields")
+    return None if is_named_tuple or jtu.all_leaves([x]) else object
 
-    # The draft has the same modules as the target, met in the same order, but `Ref`s
-    # for leaves: the walk can tell leaves from containers by a look at their class.
-    originals = iter(modules)
+
+@functools.lru_cache(maxsize=1024)
+def _static_fields(cls: Any) -> tuple[str, ...]:
+    fields = dataclasses.fields(cls)
+    return tuple(f.name for f in fields if f.metadata.get("static", False))
+
+
+def _modules(parts: list[Any]) -> tuple[eqx.Module, ...]:
+    return tuple(x for x in parts if isinstance(x, eqx.Module))
+
+
+def _draft(structure: jtu.PyTreeDef) -> Slot:
+    refs = [Ref(i) for i in range(structure.num_leaves)]
+    return Slot(jtu.tree_unflatten(structure, refs), None, None)
+
+
+@functools.lru_cache(maxsize=128)
+def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
+    del exact
+    # A draft has the same modules as the target, met in the same order, but `Ref`s for
+    # leaves: the walk can tell leaves from containers by a look at their class.
     found: list[tuple[Path, eqx.Module]] = []
     leaf_paths: list[Path] = []
-    for path, slot in draft.walk():
+    for path, slot in _draft(structure).walk():
         if isinstance(slot.value, Ref):
             leaf_paths.append(path)
         elif isinstance(slot.value, eqx.Module):
-            found.append((path, next(originals)))
+            found.append((path, slot.value))
     around = {path for path, m in found if isinstance(m, Ensemble)}
-    nodes = [Node(path, m, _around(path, around)) for path, m in found if is_node(m)]
-    return Walked(
-        _children_first(nodes),
-        tuple(leaves),
-        tuple(leaf_paths),
-        structure,
-        draft,
-        tuple(found),
-    )
+    nodes = [
+        (path, index, _around(path, around))
+        for index, (path, module) in enumerate(found)
+        if is_node(module)
+    ]
+    paths = tuple(path for path, _ in found)
+    classes = dict.fromkeys(type(found[index][1]) for _, index, _ in nodes)
+    return Survey(_children_first(nodes), tuple(leaf_paths), paths, tuple(classes))
 
 
 def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
@@ -108,12 +201,14 @@ def _layers() -> frozenset[type]:
     return frozenset(layers) - {eqx.nn.StateIndex}
 
 
-def _children_first(found: list[Node]) -> tuple[Node, ...]:
+def _children_first(
+    found: list[tuple[Path, int, tuple[Path, ...]]],
+) -> tuple[tuple[Path, int, tuple[Path, ...]], ...]:
     """Turns parents-first into children-first, siblings in the order they had."""
-    nodes: list[Node] = []
-    around: list[Node] = []
+    nodes: list[tuple[Path, int, tuple[Path, ...]]] = []
+    around: list[tuple[Path, int, tuple[Path, ...]]] = []
     for node in found:
-        while around and node.path[: len(around[-1].path)] != around[-1].path:
+        while around and node[0][: len(around[-1][0])] != around[-1][0]:
             nodes.append(around.pop())
         around.append(node)
     return (*nodes, *reversed(around))

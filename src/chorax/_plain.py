@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ._annotations import check_result
-from ._keys import node_keys
+from ._keys import LaneKeys, path_table
 from ._kind import ArraySpec, Call, Kind, Outcome
 from ._lane import call_lane
 from ._paths import Path
@@ -25,7 +25,7 @@ class PlainRun:
 
 
 def run_plainly(
-    kind: Kind, call: Call, inputs: Sequence[Any], keys: jax.Array | None, path: Path
+    kind: Kind, call: Call, inputs: Sequence[Any], keys: LaneKeys | None, path: Path
 ) -> PlainRun:
     """Calls one node's method, under `jax.vmap` where there are lanes."""
     lanes = call.lanes
@@ -47,7 +47,8 @@ def run_plainly(
     specs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
     axes = [spec.axis for spec in specs]
     if kind.gets_key and keys is not None:
-        values.append(node_keys(keys, (path,), lanes is not None)[0])
+        [words] = path_table([path])
+        values.append(keys.of_node(words))
         axes.append(0)
     if lanes is None:
         arrays = lane(*values)

@@ -11,12 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import equinox as eqx
-import jax
 import jax.tree_util as jtu
 
 from ._annotations import check_node_once, sight_after
 from ._draft import Ref
 from ._excludes import Excludes
+from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Constant, Kept, Kind, New, Origin, Spec, StaticSpec
 from ._levels import in_levels, levels_of, note_lanes
 from ._methods import Method
@@ -60,7 +60,7 @@ def make_plan(
     specs: Sequence[Spec],
     excludes: Excludes | None,
     values: Sequence[Any] | None,
-    keys: jax.Array | None,
+    keys: LaneKeys | None,
 ) -> Plan:
     """Plans the calls of `methods`, by index of node.
 
@@ -85,9 +85,9 @@ class _Planner:
         specs: Sequence[Spec],
         excludes: Excludes | None,
         values: Sequence[Any] | None,
-        keys: jax.Array | None,
+        keys: LaneKeys | None,
     ) -> None:
-        self._draft = walked.draft
+        self._draft = walked.draft()
         self._call = call
         self._excludes = excludes
         self._keys = keys

@@ -8,13 +8,20 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
-from ._axes import argument_axes, Axes, check_lengths, keyword_axes, resolve_axes
+from ._axes import (
+    argument_axes,
+    Axes,
+    check_lengths,
+    keyword_axes,
+    resolve_axes,
+)
 from ._checks import IfNotExist
-from ._delta import plain_axes, StateDelta, tags_by_path
+from ._delta import known_axes, plain_axes, StateDelta, tags_by_path
 from ._excludes import Excludes
-from ._keys import lane_key_struct
+from ._keys import LaneKeys
 from ._kind import Call, Lanes, spec_of
 from ._memo import fingerprint
+from ._nodes import Walked
 from ._reset import reset_parameters
 from .filters import Nothing, Predicate
 
@@ -56,16 +63,17 @@ class Request:
         return None if self.lanes is None else self.lanes.size
 
 
-def target_axes(target: Any, request: Request) -> Axes:
-    """The lane axis of every leaf of the target."""
-    if request.lanes is None:
-        return (None,) * len(jtu.tree_leaves(target))
-    axes = resolve_axes(target, plain_axes(request.in_axes), "in_axes")
-    check_lengths(target, axes, request.lanes.size, "in_axes")
+def target_axes(target: Any, walked: Walked, request: Request) -> Axes:
+    """The lane axis of every leaf of the target, before its length is checked."""
+    if request.lanes is None or request.in_axes is None:
+        return (None,) * len(walked.leaves)
+    axes = known_axes(request.in_axes, walked.structure)
+    if axes is None:
+        axes = resolve_axes(target, plain_axes(request.in_axes), "in_axes")
     return axes
 
 
-def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]]:
+def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]:
     """What all nodes share, and the arrays among the arguments."""
     args, kwargs = request.arguments, request.kwargs
     function = None if isinstance(request.function, str) else request.function
@@ -74,21 +82,25 @@ def make_call(request: Request, keys: jax.Array | None) -> tuple[Call, list[Any]
     axes: Axes = (None,) * len(leaves)
     if request.lanes is not None:
         size = request.lanes.size
-        args_axes = argument_axes(request.args, plain_axes(request.args_in_axes))
-        kwargs_axes = keyword_axes(kwargs, plain_axes(request.kwargs_in_axes))
-        own = resolve_axes(args, args_axes, "args_in_axes")
-        named = resolve_axes(kwargs, kwargs_axes, "kwargs_in_axes")
-        check_lengths(args, own, size, "args_in_axes")
-        check_lengths(kwargs, named, size, "kwargs_in_axes")
+        own = named = ()
+        if request.args_in_axes is not None:
+            args_axes = argument_axes(request.args, plain_axes(request.args_in_axes))
+            own = resolve_axes(args, args_axes, "args_in_axes")
+            check_lengths(args, own, size, "args_in_axes")
+        if request.kwargs_in_axes is not None:
+            kwargs_axes = keyword_axes(kwargs, plain_axes(request.kwargs_in_axes))
+            named = resolve_axes(kwargs, kwargs_axes, "kwargs_in_axes")
+            check_lengths(kwargs, named, size, "kwargs_in_axes")
+        own = own or (None,) * len(jtu.tree_leaves(args))
+        named = named or (None,) * len(jtu.tree_leaves(kwargs))
         axes = (None,) * (len(leaves) - len(own) - len(named)) + own + named
     specs = tuple(spec_of(x, axis) for x, axis in zip(leaves, axes, strict=True))
-    is_batched = request.lanes is not None
     call = Call(
         label=request.label,
         name=request.function if isinstance(request.function, str) else None,
         arguments=structure,
         specs=specs,
-        key=None if keys is None else lane_key_struct(keys, is_batched),
+        key=None if keys is None else keys.struct,
         has_aux=request.has_aux,
         lanes=request.lanes,
         admits_stacks=function is reset_parameters,

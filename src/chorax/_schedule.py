@@ -2,13 +2,16 @@
 
 Calls on disjoint subtrees commute, because a method reads only its own subtree, its
 arguments and its key. So what orders calls is the data alone: a call comes one wave
-after the latest of those whose results it reads, and in a wave all calls of one kind
-are one step, whatever their order among the others.
+after the latest of those whose results it reads, and in a wave all calls that compute
+the same are one step, whatever their kinds and their order among the others.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any
 
+from ._keys import path_table
 from ._paths import Path
 from ._trace import Trace
 
@@ -34,7 +37,7 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """Calls of one kind that run together, in the order of their nodes."""
+    """Calls that run together, in the order of their nodes; `trace` is the first's."""
 
     trace: Trace
     out_lanes: tuple[bool, ...]
@@ -42,26 +45,30 @@ class Step:
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
 
+    @functools.cached_property
+    def table(self) -> Any:
+        """What the nodes' keys are derived from."""
+        return path_table(self.paths)
+
 
 def schedule(calls: Sequence[Planned], wanted: set[int]) -> tuple[Step, ...]:
     """Groups calls into steps; leaves out those of which nobody wants anything."""
     wave_of: dict[int, int] = {}
-    groups: dict[tuple[int, Trace, tuple[bool, ...]], list[Planned]] = {}
+    groups: dict[tuple[int, Hashable], list[Planned]] = {}
     for call in _needed(calls, wanted):
         wave = 1 + max((wave_of.get(name, -1) for name in call.inputs), default=-1)
         wave_of.update(dict.fromkeys(call.outputs, wave))
-        groups.setdefault((wave, call.trace, call.out_lanes), []).append(call)
+        alike = call.trace.computation, call.trace.axes, call.out_lanes
+        groups.setdefault((wave, alike), []).append(call)
     return tuple(
         Step(
-            trace,
-            out_lanes,
+            group[0].trace,
+            group[0].out_lanes,
             tuple(call.path for call in group),
             tuple(call.inputs for call in group),
             tuple(call.outputs for call in group),
         )
-        for (_, trace, out_lanes), group in sorted(
-            groups.items(), key=lambda item: item[0][0]
-        )
+        for _, group in sorted(groups.items(), key=lambda item: item[0][0])
     )
 
 
@@ -70,7 +77,7 @@ def _needed(calls: Sequence[Planned], wanted: set[int]) -> list[Planned]:
     wanted = set(wanted)
     needed: list[Planned] = []
     for call in reversed(calls):
-        if call.trace.has_effects or not wanted.isdisjoint(call.outputs):
+        if call.trace.computation.has_effects or not wanted.isdisjoint(call.outputs):
             needed.append(call)
             wanted.update(call.inputs)
     return needed[::-1]

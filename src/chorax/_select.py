@@ -1,12 +1,13 @@
 """Which nodes a collective call is about, and what it calls on them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set as AbstractSet
 
 from ._methods import decide_key, find_method, Method, read_signature
 from ._nodes import Walked
 from ._paths import dotted, place
 from ._request import Request
+from .filters import Nothing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,13 +18,26 @@ class Selection:
     warnings: tuple[str, ...]
 
 
-def select_nodes(walked: Walked, request: Request) -> Selection:
-    """Selects the nodes to call; errors for those that can't be."""
-    if not walked.nodes:
+def excluded_nodes(walked: Walked, request: Request) -> frozenset[int]:
+    """The indices of the nodes that are not to be called; asks the filter of each."""
+    if not walked.survey.nodes:
         raise ValueError(
             "The target holds no `eqx.Module` to call anything on. Pass a module, or a "
             "PyTree of modules."
         )
+    if isinstance(request.node_to_exclude, Nothing):
+        return frozenset()
+    return frozenset(
+        index
+        for index, node in enumerate(walked.nodes)
+        if request.node_to_exclude(node.path, node.module)
+    )
+
+
+def select_nodes(
+    walked: Walked, request: Request, excluded: AbstractSet[int]
+) -> Selection:
+    """Selects the nodes to call; errors for those that can't be."""
     has_key = request.key is not None
     arguments, kwargs = request.arguments, request.kwargs
     methods: dict[int, Method] = {}
@@ -35,7 +49,7 @@ def select_nodes(walked: Walked, request: Request) -> Selection:
         gets_key = decide_key(signature, label, arguments, kwargs, has_key)
         shared = Method(None, signature.level, gets_key)
     for index, node in enumerate(walked.nodes):
-        if request.node_to_exclude(node.path, node.module):
+        if index in excluded:
             continue
         if shared is not None:
             methods[index] = shared

@@ -32,10 +32,16 @@ def typed(function: F) -> F:
     empty = inspect.Signature.empty
     cast(Any, check).__signature__ = signature.replace(return_annotation=empty)
     checked = cast(Any, jaxtyping).jaxtyped(check, typechecker=beartype)
+    # Binds no arguments to names, as jaxtyping does in each call, which takes longer
+    # than many a collective call; where it finds a fault jaxtyping has the last word.
+    glance: Callable[..., None] = beartype(check)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        checked(*args, **kwargs)
+        try:
+            glance(*args, **kwargs)
+        except Exception:
+            checked(*args, **kwargs)
         return function(*args, **kwargs)
 
     return cast(F, call)

@@ -12,6 +12,9 @@ _OURS = ("chorax", "beartype", "jaxtyping", "equinox", "jax")
 
 def warn(messages: Iterable[str]) -> None:
     """Warns with each message, as if from the line that called chorax."""
+    messages = tuple(messages)
+    if not messages:
+        return
     # Decorators put frames of their own between: count up to the first foreign one.
     depth, frame = 1, inspect.currentframe()
     while frame is not None and _is_ours(frame):

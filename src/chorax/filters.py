@@ -17,12 +17,13 @@ Wherever chorax takes a filter it takes any of these, and the classes below comb
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from types import EllipsisType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax.tree_util as jtu
 
+from ._memo import fingerprint
 from ._paths import Path, place, walk
 
 
@@ -54,6 +55,10 @@ class Predicate:
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
     ) -> bool:
         raise TypeError(f"{type(self).__name__} does not say what it keeps.")
+
+    def token(self) -> Hashable:
+        """What is equal for filters that keep the same; it keeps no function alive."""
+        return self
 
     def __and__(self, other: Filter) -> "All":
         return All(self, other)
@@ -172,6 +177,9 @@ class _Combined(Predicate):
     def __hash__(self) -> int:
         return hash((type(self), self.filters))
 
+    def token(self) -> Hashable:
+        return type(self), tuple(part.token() for part in self.filters)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.filters))})"
 
@@ -272,6 +280,9 @@ class _Function(Predicate):
 
     function: Callable[..., typing.Any]
     takes_path: bool
+
+    def token(self) -> Hashable:
+        return fingerprint(self.function), self.takes_path
 
     def __call__(
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS

@@ -1,0 +1,125 @@
+"""What a kind computes, and the compiled program for it.
+
+Kinds of different classes often compute the same: the links of a chain, of which each
+holds another number of nodes below it, or layers that differ in a field that the method
+does not read. Their traces are then equal equation by equation, and share one program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from types import FunctionType, MethodType
+from typing import Any, cast
+
+import jax
+import jax.core
+import jax.extend.core as jec
+import numpy as np
+
+from ._keys import KeySource
+from ._layout import Layout, over_nodes, take_row
+from ._memo import computation_cell, exact_type
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computation:
+    """A traced function of arrays; the same object for equal ones."""
+
+    closed: jec.ClosedJaxpr
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether it does more than its outputs show."""
+        return bool(self.closed.jaxpr.effects)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it holds no value of a transformation around the call."""
+        consts = self.closed.consts
+        return not any(isinstance(x, jax.core.Tracer) for x in consts)
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        return jec.jaxpr_as_fun(self.closed)(*inputs)
+
+    @functools.cached_property
+    def program(self) -> Callable[..., tuple[Any, ...]]:
+        """It compiled, for many nodes and lanes: `program(layout, *inputs)`."""
+
+        def run(layout: Layout, *inputs: Any) -> tuple[Any, ...]:
+            if not layout.apart:
+                return over_nodes(self, layout, inputs)
+            made = [
+                x.keys.of_nodes(x.table, layout.lanes_first)
+                if isinstance(x, KeySource)
+                else x
+                for x in inputs
+            ]
+            outputs = over_nodes(self, layout, made)
+            axes = layout.out_axes
+            rows = range(layout.nodes or 0)
+            return tuple(take_row(outputs, row, axes) for row in rows)
+
+        return jax.jit(run, static_argnums=0)
+
+
+def computation_of(closed: jec.ClosedJaxpr) -> Computation:
+    """The computation of a trace: one that was there already if it is equal."""
+    try:
+        cell = computation_cell(_token(closed))
+    except TypeError:
+        return Computation(closed)
+    if cell.value is None:
+        cell.value = Computation(closed)
+    return cell.value
+
+
+def _token(closed: Any) -> Hashable:
+    """What is equal for traces that compute the same; `TypeError` if it can't be said.
+
+    The values that a trace closes over are not compared, nor are functions among the
+    parameters of an equation, and what has effects is left alone.
+    """
+    jaxpr = getattr(closed, "jaxpr", closed)
+    if getattr(closed, "consts", ()) or jaxpr.effects:
+        raise TypeError("Not to be shared.")
+    names: dict[Any, int] = {}
+
+    def define(var: Any) -> Hashable:
+        names[var] = len(names)
+        return var.aval
+
+    def read(atom: Any) -> Hashable:
+        if isinstance(atom, cast(Any, jec).Literal):
+            value = np.asarray(atom.val)
+            return atom.aval, value.dtype, value.tobytes()
+        return names[atom]
+
+    inputs = tuple(map(define, (*jaxpr.constvars, *jaxpr.invars)))
+    equations: list[Hashable] = []
+    for each in jaxpr.eqns:
+        if each.primitive.name.startswith("custom_"):
+            raise TypeError("Not to be compared.")  # Its rules are functions.
+        sources = tuple(map(read, each.invars))
+        rows = tuple((name, _parameter(each.params[name])) for name in each.params)
+        outputs = tuple(map(define, each.outvars))
+        equations.append((each.primitive, sources, rows, outputs))
+    return inputs, tuple(equations), tuple(map(read, jaxpr.outvars))
+
+
+def _parameter(value: Any) -> Hashable:
+    if isinstance(value, jec.Jaxpr | jec.ClosedJaxpr):
+        return _token(value)
+    kind = cast("type[Any]", type(value))
+    if isinstance(value, tuple | list):
+        return kind, tuple(map(_parameter, cast("tuple[Any, ...]", value)))
+    if isinstance(value, Mapping):
+        rows = cast("Mapping[Any, Any]", value).items()
+        return kind, tuple((name, _parameter(part)) for name, part in rows)
+    if isinstance(value, FunctionType):
+        # One of a module's own is there for good; others may hold arrays.
+        if value.__closure__ is not None or "<" in value.__qualname__:
+            raise TypeError("Not to be compared.")
+        return value
+    if isinstance(value, MethodType | functools.partial):
+        raise TypeError("Not to be compared.")
+    return exact_type(value), value

@@ -1,0 +1,183 @@
+"""All that a collective call comes to, but for the values.
+
+It is a function of structure, shapes, methods and settings alone, so it is found once
+and remembered; the same call again is a look at the target, the compiled functions, and
+putting the arrays in place.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.tree_util as jtu
+
+from ._arrange import arrange, Script
+from ._axes import Axes, check_leaf_lengths
+from ._excludes import Excludes
+from ._finish import describe, place_leaves, Placed, written_paths
+from ._keys import LaneKeys
+from ._kind import ArraySpec, Call, spec_of, StaticSpec
+from ._memo import Cell, recipe_cell, surroundings
+from ._methods import definition_token
+from ._nodes import Walked
+from ._paths import Path
+from ._plan import make_plan, Plan
+from ._request import excluded_leaves, Request
+from ._select import excluded_nodes, select_nodes
+from ._warn import warn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """A call without its values.
+
+    `placed` are the leaves of the result, and `delta` is the structure of the delta,
+    whose leaves are the written ones. `judged` are the leaves that are no arrays and
+    may have been written: index before, value after, and whether they are the same
+    object.
+    """
+
+    plan: Plan
+    script: Script
+    placed: tuple[Placed, ...]
+    delta: jtu.PyTreeDef
+    written: tuple[Path, ...]
+    changes_structure: bool
+    has_mask: bool
+    warnings: tuple[str, ...]
+    judged: tuple[tuple[int, Any, bool], ...]
+
+    @functools.cached_property
+    def is_written(self) -> tuple[bool, ...]:
+        """Whether each leaf of the result is written."""
+        return tuple(leaf.written for leaf in self.placed)
+
+    @functools.cached_property
+    def ready(self) -> tuple[int | None, ...]:
+        """The name of the value that is a leaf of the result as it is; `None` where
+        there is more to be done."""
+        return tuple(self._ready(leaf) for leaf in self.placed)
+
+    def _ready(self, leaf: Placed) -> int | None:
+        if not leaf.written:
+            return leaf.original
+        spec = self.plan.specs[leaf.name]
+        is_whole = leaf.has_lanes and isinstance(spec, ArraySpec) and spec.axis == 0
+        return leaf.name if is_whole and not self.has_mask else None
+
+    def holds_for(self, leaves: Sequence[Any]) -> bool:
+        """Whether what was written is so for these leaves too, equal to those before
+        but maybe not the same objects."""
+        return all((leaves[i] is new) == same for i, new, same in self.judged)
+
+
+def find_recipe(
+    walked: Walked,
+    request: Request,
+    axes: Axes,
+    call: Call,
+    arrays: Sequence[Any],
+    keys: LaneKeys | None,
+) -> Recipe:
+    """The recipe of a call, remembered from an earlier one if there was one.
+
+    `arrays` are those of the arguments.
+    """
+    excluded = excluded_nodes(walked, request)
+    excludes = excluded_leaves(request)
+
+    def make(known: list[Any] | None, in_jit: bool) -> Recipe:
+        if request.lanes is not None:
+            leaves, structure = walked.leaves, walked.structure
+            check_leaf_lengths(leaves, structure, axes, request.lanes.size, "in_axes")
+        selection = select_nodes(walked, request, excluded)
+        warn(selection.warnings)
+        pairs = zip(walked.leaves, axes, strict=True)
+        specs = [spec_of(x, axis) for x, axis in pairs]
+        plan = make_plan(walked, selection.methods, call, specs, excludes, known, keys)
+        placed = place_leaves(plan, walked, request, excludes)
+        key_bytes = 0 if keys is None else keys.nbytes
+        return Recipe(
+            plan,
+            arrange(plan, request.lanes, in_jit, key_bytes),
+            placed,
+            describe(plan, placed, axes, walked, request),
+            written_paths(plan, placed, walked),
+            plan.structure != walked.structure,
+            request.where is not None,
+            selection.warnings,
+            tuple(_judged(plan, placed)),
+        )
+
+    # JAX makes the attributes of its configuration at run time.
+    if cast(Any, jax.config).jax_disable_jit:
+        return make([*walked.leaves, *arrays], False)
+    scene, in_jit = surroundings()
+    try:
+        token = _token(walked, request, axes, call, excluded, excludes)
+        cell = recipe_cell((scene, in_jit, token))
+    except TypeError:
+        cell = Cell()  # Something can't be a key: nothing is remembered.
+    found: Recipe | None = cell.value
+    if found is not None and found.holds_for(walked.leaves):
+        warn(found.warnings)
+        return found
+    recipe = make(None, in_jit)
+    if all(step.trace.computation.lasts for step in recipe.plan.steps):
+        cell.value = _without_leaves(recipe, len(walked.leaves))
+    return recipe
+
+
+def _token(
+    walked: Walked,
+    request: Request,
+    axes: Axes,
+    call: Call,
+    excluded: frozenset[int],
+    excludes: Excludes | None,
+) -> Hashable:
+    """What decides what a call comes to; `TypeError` if not all of it can be a key."""
+    methods: tuple[Hashable, ...] = ()
+    if isinstance(request.function, str):
+        name = request.function
+        methods = tuple(definition_token(c, name) for c in walked.survey.classes)
+    return (
+        walked.structure,
+        walked.exact,
+        tuple([_leaf_token(x) for x in walked.leaves]),
+        axes,
+        call.token,
+        request.lanes,
+        methods,
+        request.if_not_exist,
+        excluded,
+        None if excludes is None else excludes.token(),
+        request.where is not None,
+        request.state_tag,
+    )
+
+
+def _leaf_token(x: Any) -> Hashable:
+    # The type that JAX gives to an array says more than a spec, and is at hand.
+    return x.aval if isinstance(x, jax.Array) else spec_of(x, None).token
+
+
+def _judged(plan: Plan, placed: Sequence[Placed]) -> list[tuple[int, Any, bool]]:
+    rows: list[tuple[int, Any, bool]] = []
+    for leaf in placed:
+        if leaf.original is None or leaf.original == leaf.name:
+            continue
+        old, new = plan.specs[leaf.original], plan.specs[leaf.name]
+        if isinstance(old, StaticSpec) and isinstance(new, StaticSpec):
+            rows.append((leaf.original, new.value, not leaf.written))
+    return rows
+
+
+def _without_leaves(recipe: Recipe, count: int) -> Recipe:
+    """The recipe, keeping alive none of the target's leaves."""
+    specs = recipe.plan.specs
+    own = [x if isinstance(x, ArraySpec) else StaticSpec(None) for x in specs[:count]]
+    plan = dataclasses.replace(recipe.plan, specs=(*own, *specs[count:]))
+    return dataclasses.replace(recipe, plan=plan)

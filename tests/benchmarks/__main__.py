@@ -1,0 +1,164 @@
+"""Measures this library against its peers on the same work.
+
+Run as `python -m tests.benchmarks` at the root of the repository, with the extra
+`bench` installed. Every measurement is a fresh process; the peers take turns, so that
+what else the machine does falls on all of them.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .goals import goals
+
+
+Work = tuple[str, str, int, int]
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = {"nnx": "flax", "brainstate": "brainstate", "torch": "torch"}
+_PEERS = ("chorax", "chorax in jit", "by hand", "by hand in jit", *_PACKAGES)
+_JITTED = ("chorax", "by hand in jit")
+# What takes longer than so many seconds is not run again.
+_LONG = 100.0
+
+
+def works(quick: bool) -> Iterator[Work]:
+    """What is measured: peer, task, nodes and lanes."""
+    counts = (2, 4) if quick else (10, 100, 400)
+    for nodes in counts:
+        yield from ((peer, "create", nodes, 8) for peer in _PEERS)
+        yield from ((peer, "reset", nodes, 8) for peer in (*_PEERS[:4], "nnx"))
+    if quick:
+        tasks = ("kinds by shape", "kinds by class", "blocks", "shared")
+        yield from ((peer, task, 2, 2) for task in tasks for peer in _JITTED)
+        yield from (("chorax", task, 3, 2) for task in ("chain", "tree"))
+        return
+    # Nobody's `jit` of a loop over so many nodes ends in reasonable time.
+    yield from ((peer, "create", 3000, 8) for peer in ("chorax", "nnx"))
+    yield from ((peer, "create", 10, 512) for peer in _PEERS)
+    for lanes in (10_000, 100_000):
+        yield from ((peer, "create", 10, lanes) for peer in _JITTED)
+    yield from ((peer, "blocks", 24, 8) for peer in (*_JITTED, "chorax in jit"))
+    for task in ("kinds by class", "kinds by shape"):
+        yield from ((peer, task, 400, 8) for peer in (*_JITTED, "by hand"))
+    yield from (("chorax", "chain", nodes, 8) for nodes in (75, 150, 300))
+    yield from (("chorax", "tree", levels, 8) for levels in (9, 12))
+    yield from ((peer, "shared", 8, 64) for peer in _JITTED)
+
+
+def run(module: str, *args: object) -> Any:
+    """What a module prints, run in a fresh process."""
+    # Blocks of memory go back to the system at once, so that the peak says what is used.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, args)]
+    done = subprocess.run(
+        command, cwd=_ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(todo: Sequence[Work], runs: int) -> dict[Work, list[dict[str, Any]]]:
+    """All runs of everything that a peer can do."""
+    found: dict[Work, list[dict[str, Any]]] = {work: [] for work in todo}
+    for index in range(runs):
+        for work in todo:
+            known = found[work]
+            if len(known) < index or (known and known[0]["cold"] > _LONG):
+                continue
+            figures = run("child", *work)
+            if figures is not None:
+                known.append(figures)
+                print(index + 1, *work, figures, file=sys.stderr, flush=True)
+    return {work: known for work, known in found.items() if known}
+
+
+def medians(found: Mapping[Work, Sequence[Mapping[str, Any]]]) -> dict[Work, Any]:
+    """The median of each figure."""
+
+    def median(known: Sequence[Mapping[str, Any]], name: str) -> float | None:
+        values = [each[name] for each in known if each[name] is not None]
+        return statistics.median(values) if values else None
+
+    return {
+        work: {name: median(known, name) for name in ("cold", "warm", "peak")}
+        for work, known in found.items()
+    }
+
+
+def table(figures: Mapping[Work, Mapping[str, Any]]) -> Iterator[str]:
+    """The figures as rows of Markdown: seconds, cold / warm."""
+    for task in dict.fromkeys(work[1] for work in figures):
+        sizes = list(dict.fromkeys(work[2:] for work in figures if work[1] == task))
+        yield f"\n**{task}**\n"
+        yield f"| | {' | '.join(f'N={n}, E={e}' for n, e in sizes)} |"
+        yield f"|---{'|---' * len(sizes)}|"
+        for peer in _PEERS:
+            cells = [figures.get((peer, task, *size)) for size in sizes]
+            if any(cells):
+                shown = " | ".join(map(_cell, cells))
+                yield f"| {peer} | {shown} |"
+
+
+def _cell(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    cell = f"{found['cold']:.3g} / {found['warm']:.2g}"
+    large = found["peak"] is not None and found["peak"] > 1 << 24
+    return f"{cell} ({found['peak'] / (1 << 20):.0f} MiB)" if large else cell
+
+
+def main() -> None:
+    """Runs everything; prints and writes what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "cost")
+    args = parser.parse_args()
+    missing = {
+        peer
+        for peer, package in _PACKAGES.items()
+        if importlib.util.find_spec(package) is None
+    }
+    if missing:
+        print(f"Not installed, so left out: {', '.join(sorted(missing))}.")
+    todo = [work for work in works(args.quick) if work[0] not in missing]
+    found = measure(todo, args.runs)
+    figures = medians(found)
+    forward = run("forward")
+    lines = [
+        f"Python {platform.python_version()} on {os.cpu_count()} cores; seconds, first "
+        "call / same call again, N nodes in E lanes.",
+        *table(figures),
+        "\n**Ratios**\n",
+        "| goal | ratio | at most | |",
+        "|---|---|---|---|",
+    ]
+    for goal in goals(figures, forward):
+        verdict = "met" if goal.ratio <= goal.bound else "not met"
+        lines.append(f"| {goal.name} | {goal.ratio:.3g} | {goal.bound} | {verdict} |")
+    print("\n".join(lines))
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "table.md").write_text("\n".join(lines) + "\n")
+    rows = [
+        dict(zip(("peer", "task", "nodes", "lanes"), work, strict=True), runs=known)
+        for work, known in found.items()
+    ]
+    report = {"forward": forward, "measurements": rows}
+    (args.output / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
+    if importlib.util.find_spec("matplotlib") is not None:
+        from .plot import draw
+
+        draw(figures, args.output / "figures.png")
+
+
+if __name__ == "__main__":
+    main()

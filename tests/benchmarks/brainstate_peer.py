@@ -1,0 +1,42 @@
+"""The same work in brainstate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+
+class Neuron(brainstate.nn.Module):
+    """Three small arrays, two of them drawn."""
+
+    def init_state(self) -> None:
+        """Makes the states."""
+        self.v = brainstate.ShortTermState(brainstate.random.normal(size=(8,)))
+        self.g = brainstate.ShortTermState(brainstate.random.uniform(size=(8,)))
+        self.spikes = brainstate.ShortTermState(jnp.zeros(8))
+
+
+class Net(brainstate.nn.Module):
+    """Neurons side by side."""
+
+    def __init__(self, nodes: int) -> None:
+        super().__init__()
+        self.neurons = [Neuron() for _ in range(nodes)]
+
+
+def vmap_call_all_fns(task: str, nodes: int, lanes: int) -> Callable[[], Any] | None:
+    """brainstate's function of that name."""
+    # Resetting drops the lanes of states that are there, so that is other work.
+    if task != "create":
+        return None
+    net = Net(nodes)
+
+    def run() -> Any:
+        brainstate.nn.vmap_call_all_fns(
+            net, "init_state", axis_size=lanes, fn_if_not_exist="pass"
+        )
+        return [jax.tree.leaves(state.value) for state in net.states().values()]
+
+    return run

@@ -10,10 +10,12 @@ compilation each. So a node goes alone once its copies cost more than that.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from ._bundle import bundle
 from ._keys import path_table
 from ._kind import ArraySpec, Lanes, Spec
 from ._layout import Layout
@@ -25,9 +27,10 @@ from ._schedule import KEY, Step
 _EAGER_BYTES = 1 << 17
 _JIT_BYTES = 1 << 20
 
-# The most arrays that a step's own program takes apart, which saves calls and stacks at
-# some 10 ms of compilation an array; beyond, a program for all steps does it.
-_ARRAYS_IN_ONE = 32
+# The most arrays that go into and out of one program for several steps, at some 10 ms
+# of compilation each, and the most steps.
+_ARRAYS_IN_ONE = 48
+_STEPS_IN_ONE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +64,52 @@ Input: TypeAlias = Keys | Single | Column | Copied
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Together:
+class Arranged:
+    """A step, and how its inputs lie."""
+
+    step: Step
+    layout: Layout
+
+    @functools.cached_property
+    def program(self) -> Callable[..., tuple[Any, ...]]:
+        """The compiled function of the inputs."""
+        return self.step.trace.computation.program(self.layout)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Together(Arranged):
     """A step whose nodes run as one.
 
     `apart` are the outputs that are then taken apart into values, by their names.
     """
 
-    step: Step
-    layout: Layout
     inputs: tuple[Input, ...]
     table: Any
     apart: Mapping[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Alone:
+class Alone(Arranged):
     """A step whose nodes run one by one."""
 
-    step: Step
-    layout: Layout
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """Small steps of one wave that run as one; the inputs are those of each step."""
+
+    members: tuple[Arranged, ...]
+    inputs: tuple[tuple[Input, ...], ...]
+    table: Any
+
+    @functools.cached_property
+    def program(self) -> Callable[..., Sequence[Any]]:
+        """The compiled function of keys, table and inputs."""
+        return bundle(
+            tuple(
+                (each.step.trace.computation, each.layout, Keys() in inputs)
+                for each, inputs in zip(self.members, self.inputs, strict=True)
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +120,7 @@ class Script:
     so many at a time.
     """
 
-    steps: tuple[Together | Alone, ...]
+    steps: tuple[Together | Alone | Bundle, ...]
     table: Any
     keys_at_once: int
     lanes_first: bool
@@ -102,28 +132,44 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, key_bytes: int) -> Sc
     # In front of the nodes, lanes may lie on several devices. Behind them, what belongs
     # to a node is in one piece.
     lanes_first = in_jit and lanes is not None
-    steps: list[Together | Alone] = []
+    steps: list[Together | Alone | Bundle] = []
+    small: list[tuple[Arranged, tuple[Input, ...]]] = []
     # Where a step has left what stacked: by the names of the whole column.
     columns: dict[tuple[int, ...], Column] = {}
     wanted = {*plan.names, *(name for each in plan.aux for name in each.names)}
     for step in plan.steps:
-        inputs = _together(step, plan, columns, lanes, in_jit)
         axes = _lane_axes(step, plan, lanes)
-        if inputs is None:
+        inputs, copied = _inputs(step, plan, columns, lanes)
+        count, has = len(step.paths), step.out_lanes
+        wanted.update(name for x in inputs for name in _names(x))
+        if not in_jit and _is_small(step, inputs, copied):
+            if small and not _go_together(small, step):
+                steps.append(_bundle(small))
+                small = []
+            nodes = None if count == 1 else count
+            node_axes = tuple(_node_axis(x, steps, lanes_first) for x in inputs)
+            layout = Layout(nodes, node_axes, axes, lanes, has)
+            small.append((Arranged(step, layout), inputs))
+            continue
+        if small:
+            steps.append(_bundle(small))
+            small = []
+        # To stack is a program for each number of nodes, as only a `jit` is too.
+        is_copied = any(isinstance(x, Copied) for x in inputs)
+        limit = _JIT_BYTES if in_jit else _EAGER_BYTES
+        if count == 1 or copied > limit or (is_copied and not in_jit):
             layout = Layout(None, (), axes, lanes, step.out_lanes)
             steps.append(Alone(step, layout))
             wanted.update(name for names in step.inputs for name in names)
             continue
         node_axes = tuple(_node_axis(x, steps, lanes_first) for x in inputs)
-        count, has = len(step.paths), step.out_lanes
         layout = Layout(count, node_axes, axes, lanes, has, lanes_first, halves=in_jit)
         table = path_table(step.paths) if Keys() in inputs else None
         for index, names in enumerate(zip(*step.outputs, strict=True)):
             columns[names] = Column(len(steps), index)
         steps.append(Together(step, layout, inputs, table, {}))
-        for x in inputs:
-            wanted.update(x.names if isinstance(x, Copied) else ())
-            wanted.update((x.name,) if isinstance(x, Single) else ())
+    if small:
+        steps.append(_bundle(small))
     alone = [
         path
         for each in steps
@@ -131,12 +177,8 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, key_bytes: int) -> Sc
         for path in each.step.paths
     ]
     whole = len(alone) if in_jit else max(1, _EAGER_BYTES // max(1, key_bytes))
-    reused = {column.step for each in steps for column in _columns_of(each)}
     return Script(
-        tuple(
-            _take_apart(each, wanted, in_one=not in_jit and index not in reused)
-            for index, each in enumerate(steps)
-        ),
+        tuple(_take_apart(each, wanted) for each in steps),
         path_table(alone),
         min(whole, len(alone)),
         lanes_first,
@@ -144,21 +186,20 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, key_bytes: int) -> Sc
     )
 
 
-def _together(
+def _inputs(
     step: Step,
     plan: Plan,
     columns: Mapping[tuple[int, ...], Column],
     lanes: Lanes | None,
-    in_jit: bool,
-) -> tuple[Input, ...] | None:
-    """Where the inputs of all nodes at once come from; `None` to go one by one."""
-    if len(step.paths) == 1:
-        return None
+) -> tuple[tuple[Input, ...], int]:
+    """Where the inputs of all nodes at once come from, and the bytes a node that are
+    copied to run them so."""
     width = 1 if lanes is None else lanes.size
     made = zip(step.trace.outputs, step.out_lanes, strict=True)
     copied = sum(_bytes(struct, width if has else 1) for struct, has in made)
     inputs: list[Input] = []
-    for names in zip(*step.inputs, strict=True):
+    rows: list[tuple[int, ...]] = list(zip(*step.inputs, strict=True))
+    for names in rows:
         if names[0] == KEY:
             inputs.append(Keys())
         elif all(name == names[0] for name in names):
@@ -166,14 +207,41 @@ def _together(
         elif names in columns:
             inputs.append(columns[names])
         else:
-            # To stack is a program for each number of nodes, as only a `jit` is too.
-            if not in_jit:
-                return None
-            spec: Spec = plan.specs[names[0]]
-            if isinstance(spec, ArraySpec):
-                copied += _bytes(spec.struct, 1 if spec.axis is None else width)
+            copied += _read_bytes(plan.specs[names[0]], width)
             inputs.append(Copied(names))
-    return tuple(inputs) if copied <= (_JIT_BYTES if in_jit else _EAGER_BYTES) else None
+    return tuple(inputs), copied
+
+
+def _is_small(step: Step, inputs: Sequence[Input], copied: int) -> bool:
+    """Whether a step may be one of several in a program."""
+    computation = step.trace.computation
+    if not computation.is_closed or computation.has_effects:
+        return False
+    if len(step.paths) == 1:
+        return True
+    if any(isinstance(x, Column) for x in inputs):
+        return False
+    return copied <= _EAGER_BYTES and _count(step) <= _ARRAYS_IN_ONE
+
+
+def _count(step: Step) -> int:
+    """How many arrays go into and out of a step, node by node."""
+    return len(step.paths) * (len(step.inputs[0]) + len(step.outputs[0]))
+
+
+def _go_together(small: Sequence[tuple[Arranged, Any]], step: Step) -> bool:
+    first = small[0][0].step
+    arrays = _count(step) + sum(_count(each.step) for each, _ in small)
+    is_room = len(small) < _STEPS_IN_ONE and arrays <= _ARRAYS_IN_ONE
+    return step.wave == first.wave and is_room
+
+
+def _bundle(small: Sequence[tuple[Arranged, tuple[Input, ...]]]) -> Bundle:
+    paths = [
+        path for each, inputs in small if Keys() in inputs for path in each.step.paths
+    ]
+    members = tuple(each for each, _ in small)
+    return Bundle(members, tuple(inputs for _, inputs in small), path_table(paths))
 
 
 def _lane_axes(step: Step, plan: Plan, lanes: Lanes | None) -> tuple[int | None, ...]:
@@ -187,7 +255,7 @@ def _lane_axes(step: Step, plan: Plan, lanes: Lanes | None) -> tuple[int | None,
 
 
 def _node_axis(
-    x: Input, steps: Sequence[Together | Alone], lanes_first: bool
+    x: Input, steps: Sequence[Together | Alone | Bundle], lanes_first: bool
 ) -> int | None:
     match x:
         case Keys():
@@ -197,29 +265,37 @@ def _node_axis(
         case Copied():
             return 0
         case Column(index, column):
-            return steps[index].layout.out_axes[column]
+            earlier = steps[index]
+            assert isinstance(earlier, Together)
+            return earlier.layout.out_axes[column]
 
 
-def _columns_of(each: Together | Alone) -> list[Column]:
-    inputs = each.inputs if isinstance(each, Together) else ()
-    return [x for x in inputs if isinstance(x, Column)]
+def _names(x: Input) -> tuple[int, ...]:
+    """The values that an input reads one by one."""
+    match x:
+        case Single(name):
+            return (name,)
+        case Copied(names):
+            return names
+        case _:
+            return ()
 
 
 def _take_apart(
-    each: Together | Alone, wanted: set[int], in_one: bool
-) -> Together | Alone:
-    """The step with those outputs that somebody reads one by one; `in_one` if its own
-    program may take them apart."""
-    if isinstance(each, Alone):
+    each: Together | Alone | Bundle, wanted: set[int]
+) -> Together | Alone | Bundle:
+    """The step with those outputs that somebody reads one by one."""
+    if not isinstance(each, Together):
         return each
-    names = [name for names in each.step.outputs for name in names]
-    if in_one and len(names) <= _ARRAYS_IN_ONE:
-        return dataclasses.replace(
-            each, layout=dataclasses.replace(each.layout, apart=True)
-        )
     columns = enumerate(zip(*each.step.outputs, strict=True))
     apart = {i: names for i, names in columns if not wanted.isdisjoint(names)}
     return dataclasses.replace(each, apart=apart)
+
+
+def _read_bytes(spec: Spec, width: int) -> int:
+    if not isinstance(spec, ArraySpec):
+        return 0
+    return _bytes(spec.struct, 1 if spec.axis is None else width)
 
 
 def _bytes(struct: Any, width: int) -> int:

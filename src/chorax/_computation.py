@@ -16,8 +16,7 @@ import jax.core
 import jax.extend.core as jec
 import numpy as np
 
-from ._keys import KeySource
-from ._layout import Layout, over_nodes, take_row
+from ._layout import Layout, over_nodes
 from ._memo import computation_cell, exact_type
 
 
@@ -41,25 +40,18 @@ class Computation:
     def __call__(self, *inputs: Any) -> list[Any]:
         return jec.jaxpr_as_fun(self.closed)(*inputs)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it holds no array, so that nothing is kept alive with it."""
+        return not self.closed.consts
+
     @functools.cached_property
-    def program(self) -> Callable[..., tuple[Any, ...]]:
-        """It compiled, for many nodes and lanes: `program(layout, *inputs)`."""
+    def program(self) -> Callable[[Layout], Callable[..., tuple[Any, ...]]]:
+        """It compiled for nodes and lanes in a layout: `program(layout)(*inputs)`."""
+        return functools.lru_cache(maxsize=256)(self._program)
 
-        def run(layout: Layout, *inputs: Any) -> tuple[Any, ...]:
-            if not layout.apart:
-                return over_nodes(self, layout, inputs)
-            made = [
-                x.keys.of_nodes(x.table, layout.lanes_first)
-                if isinstance(x, KeySource)
-                else x
-                for x in inputs
-            ]
-            outputs = over_nodes(self, layout, made)
-            axes = layout.out_axes
-            rows = range(layout.nodes or 0)
-            return tuple(take_row(outputs, row, axes) for row in rows)
-
-        return jax.jit(run, static_argnums=0)
+    def _program(self, layout: Layout) -> Callable[..., tuple[Any, ...]]:
+        return jax.jit(lambda *inputs: over_nodes(self, layout, inputs))
 
 
 def computation_of(closed: jec.ClosedJaxpr) -> Computation:

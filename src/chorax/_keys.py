@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -63,13 +63,6 @@ class LaneKeys:
         # Splitting is a little of the work and a call of its own.
         split = None if self.is_split else self.size
         return _derive(self.key, table, split, lanes_first)
-
-
-class KeySource(NamedTuple):
-    """What the keys of nodes are made from."""
-
-    keys: LaneKeys
-    table: Any
 
 
 def lane_keys(key: Any, size: int | None) -> LaneKeys | None:

@@ -19,8 +19,7 @@ class Layout:
     axis is counted without the node axis. An output without lanes is the same in all of
     them and comes without a lane axis. `lanes_first` is whether the outputs of many
     nodes have their lanes in front of the node axis, `halves` whether to run one half
-    of the nodes after the other. `apart` is whether to make the nodes' keys and to take
-    the outputs apart too: all in one program.
+    of the nodes after the other.
     """
 
     nodes: int | None
@@ -30,7 +29,6 @@ class Layout:
     out_lanes: tuple[bool, ...]
     lanes_first: bool = False
     halves: bool = False
-    apart: bool = False
 
     @property
     def out_axes(self) -> tuple[int, ...]:

@@ -45,7 +45,8 @@ class Survey:
 class Walked:
     """A target taken apart: its leaves, and every module, parents first.
 
-    `exact` tells apart structures that JAX takes to be equal, `None` if nothing can.
+    `exact` tells apart structures that JAX takes to be equal; `None` if nothing can,
+    and nothing of it is to be remembered.
     """
 
     leaves: tuple[Any, ...]
@@ -75,12 +76,13 @@ def walk_nodes(target: Any) -> Walked:
     parts: list[Any] = []
     # It is asked about every container and leaf, and says no each time.
     leaves, structure = jtu.tree_flatten(target, is_leaf=cast(Any, parts.append))
-    modules, exact = _read_parts(parts, structure)
     try:
+        modules, exact = _read_parts(parts, structure)
         survey = _survey(structure, exact)
     except TypeError:
         # Something static can't be hashed.
-        exact, survey = None, _survey.__wrapped__(structure, None)
+        modules, exact = _modules(parts), None
+        survey = _survey.__wrapped__(structure, None)
     return Walked(tuple(leaves), modules, structure, exact, survey)
 
 

@@ -139,6 +139,8 @@ def _token(
     excludes: Excludes | None,
 ) -> Hashable:
     """What decides what a call comes to; `TypeError` if not all of it can be a key."""
+    if walked.exact is None:
+        raise TypeError("Something static can't be hashed.")
     methods: tuple[Hashable, ...] = ()
     if isinstance(request.function, str):
         name = request.function

@@ -9,8 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._arrange import Alone, Column, Copied, Input, Keys, Script, Single, Together
-from ._keys import KeySource, LaneKeys
+from ._arrange import (
+    Alone,
+    Bundle,
+    Column,
+    Copied,
+    Input,
+    Keys,
+    Script,
+    Single,
+    Together,
+)
+from ._keys import LaneKeys
 from ._layout import take_row
 from ._paths import dotted
 from ._schedule import KEY
@@ -27,28 +37,58 @@ def run_script(script: Script, values: dict[int, Any], keys: LaneKeys | None) ->
     own_keys = _own_keys(script, keys)
     for each in script.steps:
         try:
-            if isinstance(each, Alone):
-                _run_alone(each, values, own_keys)
-                stacks.append(())
-            else:
-                stacks.append(_run_together(each, script, values, stacks, keys))
+            match each:
+                case Alone():
+                    _run_alone(each, values, own_keys)
+                    stacks.append(())
+                case Bundle():
+                    _run_bundle(each, values, stacks, keys)
+                    stacks.append(())
+                case Together():
+                    stacks.append(_run_together(each, script, values, stacks, keys))
         except Exception as error:
-            names = [dotted(path) or "()" for path in each.step.paths]
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            error.add_note(f"Raised while running {each.step.trace.label} at {shown}.")
+            members = each.members if isinstance(each, Bundle) else (each,)
+            for step in (member.step for member in members):
+                names = [dotted(path) or "()" for path in step.paths]
+                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+                error.add_note(f"Raised while running {step.trace.label} at {shown}.")
             raise
 
 
 def _run_alone(
     alone: Alone, values: dict[int, Any], own_keys: Iterator[jax.Array]
 ) -> None:
-    step, layout = alone.step, alone.layout
-    program = step.trace.computation.program
+    step, program = alone.step, alone.program
     has_key = KEY in step.inputs[0]
     for names, made in zip(step.inputs, step.outputs, strict=True):
         key = next(own_keys) if has_key else None
         inputs = [key if name == KEY else values[name] for name in names]
-        values.update(zip(made, program(layout, *inputs), strict=True))
+        values.update(zip(made, program(*inputs), strict=True))
+
+
+def _run_bundle(
+    each: Bundle,
+    values: dict[int, Any],
+    stacks: Sequence[tuple[Any, ...]],
+    keys: LaneKeys | None,
+) -> None:
+    def find(x: Input) -> Any:
+        match x:
+            case Keys():
+                return None
+            case Single(name):
+                return values[name]
+            case Column(step, column):
+                return stacks[step][column]
+            case Copied(names):
+                return tuple(values[name] for name in names)
+
+    inputs = [[find(x) for x in of_step] for of_step in each.inputs]
+    source = keys if len(each.table) else None
+    outputs = each.program(source, each.table, inputs)
+    for member, rows in zip(each.members, outputs, strict=True):
+        for names, arrays in zip(member.step.outputs, rows, strict=True):
+            values.update(zip(names, arrays, strict=True))
 
 
 def _run_together(
@@ -64,8 +104,6 @@ def _run_together(
         match x:
             case Keys():
                 assert keys is not None
-                if together.layout.apart:
-                    return KeySource(keys, together.table)
                 return keys.of_nodes(together.table, script.lanes_first)
             case Single(name):
                 return values[name]
@@ -75,11 +113,7 @@ def _run_together(
                 return jnp.stack([values[name] for name in names])
 
     inputs = [find(x) for x in together.inputs]
-    arrays = together.step.trace.computation.program(together.layout, *inputs)
-    if together.layout.apart:
-        for names, row in zip(together.step.outputs, arrays, strict=True):
-            values.update(zip(names, row, strict=True))
-        return ()
+    arrays = together.program(*inputs)
     apart = together.apart
     if apart:
         axes = tuple(together.layout.out_axes[i] for i in apart)

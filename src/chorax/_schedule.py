@@ -37,8 +37,12 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """Calls that run together, in the order of their nodes; `trace` is the first's."""
+    """Calls that compute the same, in the order of their nodes; `trace` is the first's.
 
+    Steps of one wave read nothing of each other.
+    """
+
+    wave: int
     trace: Trace
     out_lanes: tuple[bool, ...]
     paths: tuple[Path, ...]
@@ -62,13 +66,14 @@ def schedule(calls: Sequence[Planned], wanted: set[int]) -> tuple[Step, ...]:
         groups.setdefault((wave, alike), []).append(call)
     return tuple(
         Step(
+            wave,
             group[0].trace,
             group[0].out_lanes,
             tuple(call.path for call in group),
             tuple(call.inputs for call in group),
             tuple(call.outputs for call in group),
         )
-        for _, group in sorted(groups.items(), key=lambda item: item[0][0])
+        for (wave, _), group in sorted(groups.items(), key=lambda item: item[0][0])
     )
 
 

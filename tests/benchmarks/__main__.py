@@ -55,7 +55,7 @@ def works(quick: bool) -> Iterator[Work]:
 
 def run(module: str, *args: object) -> Any:
     """What a module prints, run in a fresh process."""
-    # Blocks of memory go back to the system at once, so that the peak says what is used.
+    # Memory goes back to the system at once, so that the peak says what is used.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, args)]
     done = subprocess.run(
@@ -112,15 +112,17 @@ def _cell(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     cell = f"{found['cold']:.3g} / {found['warm']:.2g}"
-    large = found["peak"] is not None and found["peak"] > 1 << 24
-    return f"{cell} ({found['peak'] / (1 << 20):.0f} MiB)" if large else cell
+    peak = found["peak"] or 0
+    return f"{cell} ({peak / (1 << 20):.0f} MiB)" if peak > 1 << 24 else cell
 
 
 def main() -> None:
     """Runs everything; prints and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny, to see that it runs"
+    )
     parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "cost")
     args = parser.parse_args()
     missing = {

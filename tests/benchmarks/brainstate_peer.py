@@ -37,6 +37,7 @@ def vmap_call_all_fns(task: str, nodes: int, lanes: int) -> Callable[[], Any] | 
         brainstate.nn.vmap_call_all_fns(
             net, "init_state", axis_size=lanes, fn_if_not_exist="pass"
         )
-        return [jax.tree.leaves(state.value) for state in net.states().values()]
+        states: Any = net.states()
+        return [jax.tree.leaves(state.value) for state in states.values()]
 
     return run

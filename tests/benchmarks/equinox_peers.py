@@ -57,7 +57,7 @@ def _by_hand(task: str, nodes: int, lanes: int, wrap: Any) -> Run | None:
     if task in ("chain", "tree"):
         return None
     model, delta = _prepare(task, nodes, lanes)
-    axes = None if delta is None else delta.in_axes
+    axes: Any = None if delta is None else delta.in_axes
 
     def step(model: Any, key: jax.Array) -> Any:
         del key

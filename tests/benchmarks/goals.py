@@ -134,7 +134,9 @@ def _shared(figures: Figures) -> Iterator[Goal]:
     if ours and ours["peak"] is not None:
         # A tenth of the model, 4 MiB in all, in every lane.
         own = 64 * 4 * (1 << 20)
-        yield Goal("9. peak bytes to those of the lanes' own part", ours["peak"] / own, 1.1)
+        yield Goal(
+            "9. peak bytes to those of the lanes' own part", ours["peak"] / own, 1.1
+        )
 
 
 def _compare(

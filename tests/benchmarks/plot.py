@@ -30,10 +30,18 @@ def draw(figures: Mapping[tuple[str, str, int, int], Mapping[str, Any]], path: P
                 if (name, task, lanes) == (peer, "create", 8)
             )
             if points:
-                panel.plot(*zip(*points, strict=True), "o-", color=color, lw=width,
-                           ms=4, label=peer, zorder=3 if peer == "chorax" else 2)
-        panel.set(xscale="log", yscale="log", title=title, xlabel="nodes",
-                  ylabel="seconds")
+                panel.plot(
+                    *zip(*points, strict=True),
+                    "o-",
+                    color=color,
+                    lw=width,
+                    ms=4,
+                    label=peer,
+                    zorder=3 if peer == "chorax" else 2,
+                )
+        panel.set(
+            xscale="log", yscale="log", title=title, xlabel="nodes", ylabel="seconds"
+        )
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[1].legend(frameon=False, fontsize=9)

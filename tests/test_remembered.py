@@ -1,0 +1,383 @@
+"""The same call again, and calls on many nodes: how they run must not show."""
+
+import gc
+import warnings
+import weakref
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracle
+from chorax import call_all_fns, replace, vmap_call_all_fns
+from models import Add, Draw
+
+
+class Read(eqx.Module):
+    """Reads an array of its own, and draws nothing."""
+
+    w: jax.Array
+    x: Any = None
+
+    def step(self, *, key=None):
+        return replace(self, x=jnp.sin(self.w))
+
+
+class Twice(eqx.Module):
+    """Its parts draw, and then it reads what they drew."""
+
+    parts: list[Draw]
+    x: Any = None
+
+    def step(self, *, key):
+        drawn = sum(part.x.sum() for part in self.parts)
+        return replace(self, x=drawn + jax.random.uniform(key, ()))
+
+
+# Borders: of what one program does for all nodes, of the blocks in which arrays are
+# taken out of stacks, of halves.
+COUNTS = [1, 2, 7, 15, 16, 17, 33, 48, 49, 50, 97]
+MAKERS = {
+    "draw": lambda i: Draw(3),
+    "read": lambda i: Read(jnp.arange(4.0) + i),
+    "add": lambda i: Add(jnp.arange(3.0) + i, jnp.ones(3)),
+    "twice": lambda i: Twice([Draw(2), Draw(2)]),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_any_number_of_nodes(maker, count, key):
+    net = [MAKERS[maker](i) for i in range(count)]
+    keys = jax.random.split(key, 2)
+    expected = oracle.vmap_call(net, "step", keys)
+    for given in (keys, key, keys):
+        model, _ = vmap_call_all_fns(net, "step", axis_size=2, key=given)
+        oracle.assert_same(model, expected, exact=maker != "twice")
+    one, _ = call_all_fns(net, "step", key=key)
+    oracle.assert_same(one, oracle.call(net, "step", key=key), exact=maker != "twice")
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("count", [2, 3, 16, 17])
+def test_any_number_of_nodes_in_jit(maker, count, key):
+    net = [MAKERS[maker](i) for i in range(count)]
+    keys = jax.random.split(key, 2)
+    expected = oracle.vmap_call(net, "step", keys)
+
+    @eqx.filter_jit
+    def run(net, key):
+        return vmap_call_all_fns(net, "step", axis_size=2, key=key)[0]
+
+    oracle.assert_same(run(net, key), expected, exact=maker in ("draw", "read"))
+
+
+@pytest.mark.parametrize("size", [8, 40_000])
+def test_big_arrays(size, key):
+    """Beyond some bytes nodes run one by one; nobody can tell."""
+    net = [Add(jnp.arange(float(size)) + i, jnp.ones(size)) for i in range(3)]
+    net += [Draw(size), Draw(size)]
+    keys = jax.random.split(key, 2)
+    expected = oracle.vmap_call(net, "step", keys)
+    for jit in (lambda f: f, eqx.filter_jit):
+        run = jit(lambda net: vmap_call_all_fns(net, "step", axis_size=2, key=key)[0])
+        oracle.assert_same(run(net), expected, exact=False)
+
+
+def test_lanes_in_any_number(key):
+    net = [Draw(3) for _ in range(20)]
+    for lanes in (1, 3, 5_000):
+        model, _ = vmap_call_all_fns(net, "step", axis_size=lanes, key=key)
+        last = jax.random.split(key, lanes)[-1]
+        expected = oracle.call(net, "step", key=last)
+        for node, one in zip(model, expected, strict=True):
+            oracle.assert_same(node.x[-1], one.x)
+
+
+def test_classes_that_compute_the_same():
+    """Their programs are one, each node's leaves and lane axes are its own."""
+
+    class First(eqx.Module):
+        a: jax.Array
+        n: int = 0
+
+        def step(self):
+            return replace(self, a=self.a * 2 - 1, n=self.n + 1)
+
+    class Second(eqx.Module):
+        other: str
+        b: jax.Array
+
+        def step(self):
+            return replace(self, b=self.b * 2 - 1)
+
+    values = jnp.arange(6.0).reshape(2, 3)
+    net = [First(values), Second("x", values.T), First(values + 1, 5)]
+    axes = [First(0, None), Second(None, 1), First(0, None)]  # pyright: ignore[reportArgumentType]
+    for _ in range(2):
+        model, delta = vmap_call_all_fns(net, "step", axis_size=2, in_axes=axes)
+        assert model[0].a.tolist() == (values * 2 - 1).tolist()
+        assert model[1].b.tolist() == (values * 2 - 1).tolist()
+        assert model[2].a.tolist() == (values * 2 + 1).tolist()
+        assert [model[0].n, model[1].other, model[2].n] == [1, "x", 6]
+        assert delta.paths == ("0.a", "0.n", "1.b", "2.a", "2.n")
+
+
+def test_numbers_that_methods_close_over_are_told_apart():
+    """Programs are shared only by what computes the same, to the last constant."""
+
+    def scale(by):
+        class Node(eqx.Module):
+            x: jax.Array
+
+            def step(self):
+                return replace(self, x=self.x * by + jnp.asarray([by, 0.0]))
+
+        return Node(jnp.ones(2))
+
+    net = [scale(2.0), scale(3.0), scale(-0.0), scale(0.0)]
+    for _ in range(2):
+        model, _ = call_all_fns(net, "step")
+        found = [node.x.tolist() for node in model]
+        assert found == [[4.0, 2.0], [6.0, 3.0], [0.0, 0.0], [0.0, 0.0]]
+        signs = [np.signbit(node.x).tolist() for node in model[2:]]
+        assert signs == [[True, False], [False, False]]
+
+
+def test_precision_of_a_computation_is_part_of_it():
+    def product(precision):
+        class Node(eqx.Module):
+            x: jax.Array
+
+            def step(self):
+                return replace(self, x=jnp.dot(self.x, self.x, precision=precision))
+
+        return Node(jnp.eye(2))
+
+    net = [product("highest"), product(None)]
+    text = str(
+        jax.make_jaxpr(lambda xs: [n.x for n in call_all_fns(net, "step")[0]])(0)
+    )
+    assert "HIGHEST" in text
+    assert text.count("dot_general") == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [(1, True), (1.0, 1), (0.0, -0.0), ("a", None)]
+)
+def test_what_is_equal_and_not_the_same(one, two):
+    class Static(eqx.Module):
+        tau: Any = eqx.field(static=True)
+        x: Any = None
+
+        def step(self):
+            return replace(self, x=jnp.zeros(2), tau=repr(self.tau))
+
+    class Leaf(eqx.Module):
+        tau: Any
+        x: Any = None
+
+        def step(self):
+            return replace(self, x=jnp.zeros(2), tau=repr(self.tau))
+
+    for value in (one, two, one, two):
+        for cls in (Static, Leaf):
+            model, _ = call_all_fns([cls(value)], "step")
+            assert model[0].tau == repr(value)
+
+
+def test_keys_of_dictionaries_that_are_equal():
+    paths = []
+
+    class Node(eqx.Module):
+        x: Any = None
+
+        def step(self):
+            return replace(self, x=jnp.zeros(2))
+
+    for name in (1, True, 1):
+        _, delta = call_all_fns({name: Node()}, "step")
+        paths += delta.paths
+    assert paths == ["1.x", "True.x", "1.x"]
+
+
+def test_filters_of_nodes_are_asked_each_time(key):
+    """They may look at values."""
+
+
+    def is_positive(_, node):
+        return bool((node.w > 0).all())
+
+    for w, paths in [(1.0, ("1.x",)), (0.0, ("0.x", "1.x"))] * 2:
+        net = [Add(jnp.ones(2), jnp.full(2, w)), Add(jnp.ones(2), jnp.zeros(2))]
+        _, delta = call_all_fns(net, "step", key=key, node_to_exclude=is_positive)
+        assert delta.paths == paths
+
+
+def test_filters_of_leaves(key):
+    net = [Read(jnp.ones(2)), Read(jnp.ones(2))]
+
+    def first(path, _):
+        return path[0] == 0
+
+    def second(path, _):
+        return path[0] == 1
+
+    for keeps, shapes in [(first, [(2,), (3, 2)]), (second, [(3, 2), (2,)])] * 2:
+        model, _ = vmap_call_all_fns(net, "step", axis_size=3, state_to_exclude=keeps)
+        assert [node.x.shape for node in model] == shapes
+
+
+def test_filters_are_not_kept_alive():
+    def make():
+        def keeps(path, _):
+            return path == ()
+
+        vmap_call_all_fns(Read(jnp.ones(2)), "step", axis_size=2, state_to_exclude=keeps)
+        return weakref.ref(keeps)
+
+    ref = make()
+    gc.collect()
+    assert ref() is None
+
+
+def test_functions_among_leaves_are_not_kept_alive():
+    class Node(eqx.Module):
+        act: Any
+        x: Any = None
+
+        def step(self):
+            return replace(self, x=self.act(jnp.zeros(2)))
+
+    def make(value):
+        node = Node(lambda x: x + value)
+        model, _ = call_all_fns([node], "step")
+        assert model[0].x.tolist() == [value, value]
+        return weakref.ref(node.act)
+
+    refs = [make(1.0), make(2.0)]
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+
+
+def test_warnings_come_again(key):
+    class Bare(eqx.Module):
+        x: int = 0
+
+    class Same(eqx.Module):
+        x: int = 0
+
+        def step(self):
+            return self
+
+    run: Any = {"fn_if_not_exist": "warn"}
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Bare at `1` has no method `step`"):
+            call_all_fns([Draw(2), Bare()], "step", key=key, **run)
+        with pytest.warns(UserWarning, match="wrote nothing at all"):
+            call_all_fns(Same(), "step")
+        node = Draw(2)
+        with pytest.warns(UserWarning, match="The same object stands at `0` and at `1`"):
+            call_all_fns([node, node], "step", key=key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call_all_fns([Draw(2), Draw(2)], "step", key=key)
+
+
+def test_written_is_what_is_another_object_each_time():
+    old, new = "".join(["o", "ld"]), "".join(["n", "ew"])
+
+    class Node(eqx.Module):
+        name: str
+        x: Any = None
+
+        def step(self):
+            return replace(self, name=new, x=jnp.zeros(()))
+
+    def written(name):
+        return call_all_fns([Node(name)], "step")[1].paths
+
+    for _ in range(2):
+        assert written(old) == ("0.name", "0.x")
+        assert written(new) == ("0.x",)
+
+
+def test_bad_use_is_found_again():
+    net = [Read(jnp.ones(3))]
+    axes = [Read(0, None)]  # pyright: ignore[reportArgumentType]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"`axis_size` = 2 long, but it has 3"):
+            vmap_call_all_fns(net, "step", axis_size=2, in_axes=axes)
+        vmap_call_all_fns(net, "step", axis_size=3, in_axes=axes)
+
+
+def test_legacy_and_typed_keys_take_turns(key):
+    net = [Draw(2) for _ in range(20)]
+    legacy = jax.random.PRNGKey(0)
+    for _ in range(2):
+        typed, _ = vmap_call_all_fns(net, "step", axis_size=3, key=key)
+        other, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy)
+        many, _ = vmap_call_all_fns(
+            net, "step", axis_size=3, key=jax.random.split(legacy, 3)
+        )
+        oracle.assert_same(typed, other)
+        oracle.assert_same(typed, many)
+
+
+def test_keywords_take_turns(key):
+    net = [Add(jnp.zeros((2, 3)), jnp.ones(3)) for _ in range(2)]
+    axes = [Add(0, None) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+    run: Any = {"axis_size": 2, "in_axes": axes, "key": key}
+    for _ in range(2):
+        whole, delta = vmap_call_all_fns(net, "step", **run)
+        kept, _ = vmap_call_all_fns(net, "step", where=jnp.array([True, False]), **run)
+        _, tagged = vmap_call_all_fns(net, "step", state_tag="s", **run)
+        assert kept[0].x[0].tolist() == whole[0].x[0].tolist()
+        assert kept[0].x[1].tolist() == [0.0] * 3
+        assert delta.tags["0.x"] == frozenset()
+        assert tagged.tags["0.x"] == {"s"}
+
+
+@pytest.mark.parametrize("maker", ["draw", "read", "add"])
+def test_programs_do_not_grow_with_nodes(maker, key):
+    """Nor do those of few nodes outnumber those of many."""
+    compiled = []
+
+    def listen(event, duration_secs, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def programs(count):
+        jax.clear_caches()
+        net = [MAKERS[maker](i) for i in range(count)]
+        before = len(compiled)
+        vmap_call_all_fns(net, "step", axis_size=4, key=key)
+        return len(compiled) - before
+
+    few, many, more = (programs(count) for count in (3, 60, 240))
+    assert many == more
+    assert 0 < few <= many <= few + 3
+
+
+def test_kinds_that_compute_the_same_are_compiled_once(key):
+    compiled = []
+
+    def listen(event, duration_secs, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def programs(count):
+        jax.clear_caches()
+        net: Any = [type(f"Draw{i}", (Draw,), {})(4) for i in range(count)]
+        before = len(compiled)
+        vmap_call_all_fns(net, "step", axis_size=3, key=key)
+        return len(compiled) - before
+
+    assert programs(60) == programs(120)

@@ -29,7 +29,7 @@ class Read(eqx.Module):
 class Twice(eqx.Module):
     """Its parts draw, and then it reads what they drew."""
 
-    parts: list[Draw]
+    parts: Any
     x: Any = None
 
     def step(self, *, key):
@@ -207,7 +207,6 @@ def test_keys_of_dictionaries_that_are_equal():
 def test_filters_of_nodes_are_asked_each_time(key):
     """They may look at values."""
 
-
     def is_positive(_, node):
         return bool((node.w > 0).all())
 
@@ -236,7 +235,9 @@ def test_filters_are_not_kept_alive():
         def keeps(path, _):
             return path == ()
 
-        vmap_call_all_fns(Read(jnp.ones(2)), "step", axis_size=2, state_to_exclude=keeps)
+        vmap_call_all_fns(
+            Read(jnp.ones(2)), "step", axis_size=2, state_to_exclude=keeps
+        )
         return weakref.ref(keeps)
 
     ref = make()
@@ -280,7 +281,9 @@ def test_warnings_come_again(key):
         with pytest.warns(UserWarning, match="wrote nothing at all"):
             call_all_fns(Same(), "step")
         node = Draw(2)
-        with pytest.warns(UserWarning, match="The same object stands at `0` and at `1`"):
+        with pytest.warns(
+            UserWarning, match="The same object stands at `0` and at `1`"
+        ):
             call_all_fns([node, node], "step", key=key)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -1,7 +1,7 @@
 """Which nodes run together, and which arrays are taken apart for it.
 
 All of it is known before the first value is: so it is found out once for a plan, and
-running is a list of calls of compiled functions.
+running is a list of calls of compiled programs.
 
 Nodes run together by stacking what they read, and what comes of it is taken apart
 again. Both copy. What they save, outside of a `jit`, is a call a node, some 20 µs;
@@ -15,20 +15,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ._bundle import bundle
 from ._keys import path_table
 from ._kind import ArraySpec, Lanes, Spec
 from ._layout import Layout
 from ._plan import Plan
+from ._program import Member, program
 from ._schedule import KEY, Step
 
 
-# The most bytes a node may read and write to be copied, outside of a `jit` and inside.
+# The most bytes a node may read and write to be copied, outside of a `jit` and inside;
+# and where it is the same program that copies, which merges the copies with the rest.
 _EAGER_BYTES = 1 << 17
 _JIT_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 21
 
-# The most arrays that go into and out of one program for several steps, at some 10 ms
-# of compilation each, and the most steps.
+# The most arrays that go into and out of one program node by node, at some 10 ms of
+# compilation each, and the most steps.
 _ARRAYS_IN_ONE = 48
 _STEPS_IN_ONE = 16
 
@@ -47,10 +49,12 @@ class Single:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """An input that an earlier step has left stacked."""
+    """An input that an earlier step has left stacked: which output of which step, and
+    where its node axis is."""
 
-    step: int
-    column: int
+    step: Step
+    index: int
+    axis: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,125 +69,100 @@ Input: TypeAlias = Keys | Single | Column | Copied
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arranged:
-    """A step, and how its inputs lie."""
+    """A step, how its inputs lie, and where they come from."""
 
     step: Step
     layout: Layout
+    inputs: tuple[Input, ...]
 
-    @functools.cached_property
-    def program(self) -> Callable[..., tuple[Any, ...]]:
-        """The compiled function of the inputs."""
-        return self.step.trace.computation.program(self.layout)
+    @property
+    def member(self) -> Member:
+        """The step as a member of a program."""
+        return Member(self.step.trace.computation, self.layout, Keys() in self.inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Together(Arranged):
-    """A step whose nodes run as one.
+class Together:
+    """Steps of one wave that run as one program.
 
-    `apart` are the outputs that are then taken apart into values, by their names.
+    `apart` are, for each step that leaves stacks, the outputs that are then taken apart
+    into values, by their names.
     """
 
-    inputs: tuple[Input, ...]
+    members: tuple[Arranged, ...]
     table: Any
-    apart: Mapping[int, tuple[int, ...]]
+    apart: tuple[Mapping[int, tuple[int, ...]], ...] = ()
+
+    @functools.cached_property
+    def program(self) -> Callable[..., Sequence[Any]]:
+        """The compiled function of keys, table and inputs."""
+        return program(tuple(each.member for each in self.members))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Alone(Arranged):
+class Alone:
     """A step whose nodes run one by one."""
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bundle:
-    """Small steps of one wave that run as one; the inputs are those of each step."""
-
-    members: tuple[Arranged, ...]
-    inputs: tuple[tuple[Input, ...], ...]
+    members: tuple[Arranged]
     table: Any
 
     @functools.cached_property
     def program(self) -> Callable[..., Sequence[Any]]:
         """The compiled function of keys, table and inputs."""
-        return bundle(
-            tuple(
-                (each.step.trace.computation, each.layout, Keys() in inputs)
-                for each, inputs in zip(self.members, self.inputs, strict=True)
-            )
-        )
+        return program((self.members[0].member,))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Script:
-    """The steps as they run.
+    """The steps as they run."""
 
-    `table` is what the keys of the nodes that go alone are made from, in their order,
-    so many at a time.
-    """
-
-    steps: tuple[Together | Alone | Bundle, ...]
-    table: Any
-    keys_at_once: int
-    lanes_first: bool
+    steps: tuple[Together | Alone, ...]
     in_jit: bool
 
 
-def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, key_bytes: int) -> Script:
-    """Decides for each step how it runs; `key_bytes` are those of all lanes' keys."""
+def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool) -> Script:
+    """Decides for each step how it runs."""
     # In front of the nodes, lanes may lie on several devices. Behind them, what belongs
     # to a node is in one piece.
     lanes_first = in_jit and lanes is not None
-    steps: list[Together | Alone | Bundle] = []
-    small: list[tuple[Arranged, tuple[Input, ...]]] = []
+    groups: list[list[Arranged]] = []
     # Where a step has left what stacked: by the names of the whole column.
     columns: dict[tuple[int, ...], Column] = {}
     wanted = {*plan.names, *(name for each in plan.aux for name in each.names)}
     for step in plan.steps:
-        axes = _lane_axes(step, plan, lanes)
         inputs, copied = _inputs(step, plan, columns, lanes)
-        count, has = len(step.paths), step.out_lanes
-        wanted.update(name for x in inputs for name in _names(x))
-        if not in_jit and _is_small(step, inputs, copied):
-            if small and not _go_together(small, step):
-                steps.append(_bundle(small))
-                small = []
-            nodes = None if count == 1 else count
-            node_axes = tuple(_node_axis(x, steps, lanes_first) for x in inputs)
-            layout = Layout(nodes, node_axes, axes, lanes, has)
-            small.append((Arranged(step, layout), inputs))
-            continue
-        if small:
-            steps.append(_bundle(small))
-            small = []
-        # To stack is a program for each number of nodes, as only a `jit` is too.
+        is_small = not in_jit and _is_small(step, inputs, copied)
         is_copied = any(isinstance(x, Copied) for x in inputs)
-        limit = _JIT_BYTES if in_jit else _EAGER_BYTES
-        if count == 1 or copied > limit or (is_copied and not in_jit):
-            layout = Layout(None, (), axes, lanes, step.out_lanes)
-            steps.append(Alone(step, layout))
-            wanted.update(name for names in step.inputs for name in names)
-            continue
-        node_axes = tuple(_node_axis(x, steps, lanes_first) for x in inputs)
-        layout = Layout(count, node_axes, axes, lanes, has, lanes_first, halves=in_jit)
-        table = path_table(step.paths) if Keys() in inputs else None
-        for index, names in enumerate(zip(*step.outputs, strict=True)):
-            columns[names] = Column(len(steps), index)
-        steps.append(Together(step, layout, inputs, table, {}))
-    if small:
-        steps.append(_bundle(small))
-    alone = [
-        path
-        for each in steps
-        if isinstance(each, Alone) and KEY in each.step.inputs[0]
-        for path in each.step.paths
-    ]
-    whole = len(alone) if in_jit else max(1, _EAGER_BYTES // max(1, key_bytes))
-    return Script(
-        tuple(_take_apart(each, wanted) for each in steps),
-        path_table(alone),
-        min(whole, len(alone)),
-        lanes_first,
-        in_jit,
-    )
+        # To stack is a program for each number of nodes, as a `jit` is and a small one.
+        fits = copied <= (_JIT_BYTES if in_jit else _EAGER_BYTES)
+        is_one = len(step.paths) == 1
+        if is_one or not (is_small or (fits and (in_jit or not is_copied))):
+            inputs = tuple(_one_by_one(names) for names in step.inputs[0])
+            nodes, wide = None, False
+        else:
+            nodes, wide = len(step.paths), lanes_first
+        layout = Layout(
+            nodes,
+            tuple(_node_axis(x, wide) for x in inputs),
+            _lane_axes(step, plan, lanes),
+            lanes,
+            step.out_lanes,
+            wide,
+            halves=in_jit and nodes is not None,
+            apart=is_small,
+        )
+        arranged = Arranged(step, layout, inputs)
+        if nodes is not None and not is_small:
+            for index, names in enumerate(zip(*step.outputs, strict=True)):
+                columns[names] = Column(step, index, layout.out_axes[index])
+        wanted.update(
+            name for names in _singles(arranged) for name in names if name != KEY
+        )
+        if is_small and groups and _go_together(groups[-1], step):
+            groups[-1].append(arranged)
+        else:
+            groups.append([arranged])
+    return Script(tuple(_group(tuple(each), wanted) for each in groups), in_jit)
 
 
 def _inputs(
@@ -221,7 +200,7 @@ def _is_small(step: Step, inputs: Sequence[Input], copied: int) -> bool:
         return True
     if any(isinstance(x, Column) for x in inputs):
         return False
-    return copied <= _EAGER_BYTES and _count(step) <= _ARRAYS_IN_ONE
+    return copied <= _SMALL_BYTES and _count(step) <= _ARRAYS_IN_ONE
 
 
 def _count(step: Step) -> int:
@@ -229,19 +208,48 @@ def _count(step: Step) -> int:
     return len(step.paths) * (len(step.inputs[0]) + len(step.outputs[0]))
 
 
-def _go_together(small: Sequence[tuple[Arranged, Any]], step: Step) -> bool:
-    first = small[0][0].step
-    arrays = _count(step) + sum(_count(each.step) for each, _ in small)
-    is_room = len(small) < _STEPS_IN_ONE and arrays <= _ARRAYS_IN_ONE
-    return step.wave == first.wave and is_room
+def _go_together(group: Sequence[Arranged], step: Step) -> bool:
+    arrays = _count(step) + sum(_count(each.step) for each in group)
+    is_room = len(group) < _STEPS_IN_ONE and arrays <= _ARRAYS_IN_ONE
+    are_small = all(each.layout.apart for each in group)
+    return are_small and is_room and step.wave == group[0].step.wave
 
 
-def _bundle(small: Sequence[tuple[Arranged, tuple[Input, ...]]]) -> Bundle:
+def _group(members: tuple[Arranged, ...], wanted: set[int]) -> Together | Alone:
+    first = members[0]
     paths = [
-        path for each, inputs in small if Keys() in inputs for path in each.step.paths
+        path
+        for each in members
+        if KEY in each.step.inputs[0]
+        for path in each.step.paths
     ]
-    members = tuple(each for each, _ in small)
-    return Bundle(members, tuple(inputs for _, inputs in small), path_table(paths))
+    table = path_table(paths)
+    if len(members) == 1 and first.layout.nodes is None and len(first.step.paths) > 1:
+        return Alone((first,), table)
+    return Together(members, table, tuple(_apart(each, wanted) for each in members))
+
+
+def _apart(each: Arranged, wanted: set[int]) -> Mapping[int, tuple[int, ...]]:
+    """The outputs that a step leaves stacked and somebody reads one by one."""
+    if each.layout.nodes is None or each.layout.apart:
+        return {}
+    columns = enumerate(zip(*each.step.outputs, strict=True))
+    return {i: names for i, names in columns if not wanted.isdisjoint(names)}
+
+
+def _one_by_one(name: int) -> Input:
+    return Keys() if name == KEY else Single(name)
+
+
+def _singles(each: Arranged) -> Sequence[tuple[int, ...]]:
+    """The values that a step reads one by one."""
+    if each.layout.nodes is None:
+        return each.step.inputs
+    return [
+        x.names if isinstance(x, Copied) else (x.name,)
+        for x in each.inputs
+        if isinstance(x, Copied | Single)
+    ]
 
 
 def _lane_axes(step: Step, plan: Plan, lanes: Lanes | None) -> tuple[int | None, ...]:
@@ -254,9 +262,7 @@ def _lane_axes(step: Step, plan: Plan, lanes: Lanes | None) -> tuple[int | None,
     return tuple(axis(name) for name in step.inputs[0])
 
 
-def _node_axis(
-    x: Input, steps: Sequence[Together | Alone | Bundle], lanes_first: bool
-) -> int | None:
+def _node_axis(x: Input, lanes_first: bool) -> int | None:
     match x:
         case Keys():
             return int(lanes_first)
@@ -264,32 +270,8 @@ def _node_axis(
             return None
         case Copied():
             return 0
-        case Column(index, column):
-            earlier = steps[index]
-            assert isinstance(earlier, Together)
-            return earlier.layout.out_axes[column]
-
-
-def _names(x: Input) -> tuple[int, ...]:
-    """The values that an input reads one by one."""
-    match x:
-        case Single(name):
-            return (name,)
-        case Copied(names):
-            return names
-        case _:
-            return ()
-
-
-def _take_apart(
-    each: Together | Alone | Bundle, wanted: set[int]
-) -> Together | Alone | Bundle:
-    """The step with those outputs that somebody reads one by one."""
-    if not isinstance(each, Together):
-        return each
-    columns = enumerate(zip(*each.step.outputs, strict=True))
-    apart = {i: names for i, names in columns if not wanted.isdisjoint(names)}
-    return dataclasses.replace(each, apart=apart)
+        case Column():
+            return x.axis
 
 
 def _read_bytes(spec: Spec, width: int) -> int:

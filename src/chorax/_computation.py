@@ -16,7 +16,6 @@ import jax.core
 import jax.extend.core as jec
 import numpy as np
 
-from ._layout import Layout, over_nodes
 from ._memo import computation_cell, exact_type
 
 
@@ -46,12 +45,9 @@ class Computation:
         return not self.closed.consts
 
     @functools.cached_property
-    def program(self) -> Callable[[Layout], Callable[..., tuple[Any, ...]]]:
-        """It compiled for nodes and lanes in a layout: `program(layout)(*inputs)`."""
-        return functools.lru_cache(maxsize=256)(self._program)
-
-    def _program(self, layout: Layout) -> Callable[..., tuple[Any, ...]]:
-        return jax.jit(lambda *inputs: over_nodes(self, layout, inputs))
+    def programs(self) -> dict[Hashable, Callable[..., Any]]:
+        """The compiled programs of this computation alone."""
+        return {}
 
 
 def computation_of(closed: jec.ClosedJaxpr) -> Computation:

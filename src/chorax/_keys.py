@@ -8,7 +8,6 @@ sharing them by accident.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,12 +39,6 @@ class LaneKeys:
         shape = self.key.shape[1:] if self.is_split else self.key.shape
         return jax.ShapeDtypeStruct(shape, self.key.dtype)
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all lanes' keys."""
-        one = math.prod(self.struct.shape) * self.key.dtype.itemsize
-        return one * (self.size or 1)
-
     @functools.cached_property
     def array(self) -> jax.Array:
         """The keys, shape `(size,)`, or `()` without lanes."""
@@ -53,16 +46,34 @@ class LaneKeys:
             return self.key
         return _split(self.key, self.size)
 
+    def split(self) -> "LaneKeys":
+        """The same keys, one for each lane."""
+        return LaneKeys(self.array, self.size, is_split=self.size is not None)
+
     def of_node(self, words: Any) -> jax.Array:
         """The keys of one node, shape `(size,)`, or `()` without lanes."""
-        return _derive_one(self.array, words, self.size is not None)
+        if self.size is None:
+            return _fold(self.key, words)
+        return jax.vmap(_fold, in_axes=(0, None))(self.array, words)
 
     def of_nodes(self, table: Any, lanes_first: bool) -> jax.Array:
         """The keys of nodes, shape `(size, nodes)` or `(nodes, size)`; `(nodes,)`
         without lanes. `table` is a `path_table`."""
-        # Splitting is a little of the work and a call of its own.
-        split = None if self.is_split else self.size
-        return _derive(self.key, table, split, lanes_first)
+        if self.size is None:
+            return jax.vmap(_fold, in_axes=(None, 0))(self.key, table)
+        keys = self.key if self.is_split else jax.random.split(self.key, self.size)
+        if len(table) == 1:
+            one = jax.vmap(_fold, in_axes=(0, None))(keys, table[0])
+            return jnp.expand_dims(one, int(lanes_first))
+        shape = (self.size, len(table)) if lanes_first else (len(table), self.size)
+        own, pairs = keys[:, None], table[None]
+        if not lanes_first:
+            own, pairs = keys[None], table[:, None]
+        # XLA compiles a hash over one axis in a third of the time it takes over two.
+        flat = jnp.broadcast_to(own, (*shape, *keys.shape[1:]))
+        flat = flat.reshape(-1, *keys.shape[1:])
+        pairs = jnp.broadcast_to(pairs, (*shape, 2)).reshape(-1, 2)
+        return jax.vmap(_fold)(flat, pairs).reshape(*shape, *keys.shape[1:])
 
 
 def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
@@ -110,33 +121,6 @@ def _fold(key: jax.Array, pair: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _split(key: jax.Array, size: int) -> jax.Array:
     return jax.random.split(key, size)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _derive_one(keys: jax.Array, words: Any, has_lanes: bool) -> jax.Array:
-    if not has_lanes:
-        return _fold(keys, words)
-    return jax.vmap(_fold, in_axes=(0, None))(keys, words)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _derive(
-    keys: jax.Array, table: Any, split: int | None, lanes_first: bool
-) -> jax.Array:
-    is_one = keys.ndim == len(_words_of(keys))
-    if split is not None:
-        keys = jax.random.split(keys, split)
-    elif is_one:
-        return jax.vmap(_fold, in_axes=(None, 0))(keys, table)
-    # XLA compiles a hash over one axis in a third of the time that it takes over two.
-    count, nodes = keys.shape[0], len(table)
-    shape = (count, nodes) if lanes_first else (nodes, count)
-    own, pairs = keys[:, None], table[None]
-    if not lanes_first:
-        own, pairs = keys[None], table[:, None]
-    own = jnp.broadcast_to(own, (*shape, *keys.shape[1:])).reshape(-1, *keys.shape[1:])
-    pairs = jnp.broadcast_to(pairs, (*shape, 2)).reshape(-1, 2)
-    return jax.vmap(_fold)(own, pairs).reshape(*shape, *keys.shape[1:])
 
 
 def _is_typed(key: Any) -> bool:

@@ -19,7 +19,8 @@ class Layout:
     axis is counted without the node axis. An output without lanes is the same in all of
     them and comes without a lane axis. `lanes_first` is whether the outputs of many
     nodes have their lanes in front of the node axis, `halves` whether to run one half
-    of the nodes after the other.
+    of the nodes after the other, and `apart` whether to return the nodes' outputs one
+    by one.
     """
 
     nodes: int | None
@@ -29,6 +30,7 @@ class Layout:
     out_lanes: tuple[bool, ...]
     lanes_first: bool = False
     halves: bool = False
+    apart: bool = False
 
     @property
     def out_axes(self) -> tuple[int, ...]:

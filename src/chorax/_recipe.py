@@ -98,10 +98,9 @@ def find_recipe(
         specs = [spec_of(x, axis) for x, axis in pairs]
         plan = make_plan(walked, selection.methods, call, specs, excludes, known, keys)
         placed = place_leaves(plan, walked, request, excludes)
-        key_bytes = 0 if keys is None else keys.nbytes
         return Recipe(
             plan,
-            arrange(plan, request.lanes, in_jit, key_bytes),
+            arrange(plan, request.lanes, in_jit),
             placed,
             describe(plan, placed, axes, walked, request),
             written_paths(plan, placed, walked),

@@ -1,8 +1,9 @@
 """One measurement in a process of its own: prints it as a line of JSON.
 
 `cold` is the first call, with all tracing and compilation; `warm` the best of the calls
-after it; both in seconds. `peak` are the bytes that a warm call needs at its highest,
-its results among them, or `None` where the system does not tell.
+after it; both in seconds. `peak`, if that is asked for instead, are the bytes that a
+warm call needs at its highest, its results among them; `None` where the system does not
+tell.
 """
 
 import gc
@@ -25,7 +26,9 @@ PEERS = {
 }
 
 
-def measure(peer: str, task: str, nodes: int, lanes: int) -> dict[str, Any] | None:
+def measure(
+    peer: str, task: str, nodes: int, lanes: int, only_peak: bool
+) -> dict[str, Any] | None:
     """The figures of one peer's work; `None` if it is not that peer's."""
     module, name = PEERS[peer]
     run = getattr(importlib.import_module(f".{module}", __package__), name)
@@ -38,10 +41,11 @@ def measure(peer: str, task: str, nodes: int, lanes: int) -> dict[str, Any] | No
         ready(work())
 
     cold = timeit.timeit(once, number=1)
+    if only_peak:
+        return {"peak": _peak(once)}
     first = timeit.timeit(once, number=1)
     repeat = max(3, min(200, int(2 / first)))
-    warm = min(timeit.repeat(once, number=1, repeat=repeat))
-    return {"cold": cold, "warm": warm, "peak": _peak(once)}
+    return {"cold": cold, "warm": min(timeit.repeat(once, number=1, repeat=repeat))}
 
 
 def _waiter(peer: str) -> Any:
@@ -72,5 +76,5 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 if __name__ == "__main__":
-    found = measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-    print(json.dumps(found))
+    peer, task, nodes, lanes, *rest = sys.argv[1:]
+    print(json.dumps(measure(peer, task, int(nodes), int(lanes), rest == ["peak"])))

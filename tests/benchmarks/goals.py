@@ -130,7 +130,7 @@ def _deep(figures: Figures) -> Iterator[Goal]:
 
 
 def _shared(figures: Figures) -> Iterator[Goal]:
-    ours = figures.get(("chorax", "shared", 8, 64))
+    ours = figures.get(("chorax", "shared", 32, 64))
     if ours and ours["peak"] is not None:
         # A tenth of the model, 4 MiB in all, in every lane.
         own = 64 * 4 * (1 << 20)

@@ -66,8 +66,10 @@ def make_model(task: str, nodes: int) -> Any:
         case "kinds by class":
             return [type(f"Neuron{i}", (Neuron,), {})(8) for i in range(nodes)]
         case "blocks":
-            v = jnp.ones(1024)
-            return [Block(jnp.full((1024, 1024), 1e-3 * i), v) for i in range(nodes)]
+            return [
+                Block(jnp.full((1024, 1024), 1e-3 * i), jnp.ones(1024))
+                for i in range(nodes)
+            ]
         case "shared":
             part = (1 << 20) // nodes
             return [Mostly(jnp.ones((9, part)), jnp.ones(part)) for _ in range(nodes)]

@@ -92,7 +92,7 @@ def test_lanes_in_any_number(key):
     for lanes in (1, 3, 5_000):
         model, _ = vmap_call_all_fns(net, "step", axis_size=lanes, key=key)
         last = jax.random.split(key, lanes)[-1]
-        expected = oracle.call(net, "step", key=last)
+        expected: Any = oracle.call(net, "step", key=last)
         for node, one in zip(model, expected, strict=True):
             oracle.assert_same(node.x[-1], one.x)
 
@@ -328,6 +328,17 @@ def test_legacy_and_typed_keys_take_turns(key):
         )
         oracle.assert_same(typed, other)
         oracle.assert_same(typed, many)
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, eqx.filter_jit])
+@pytest.mark.parametrize("count", [2, 60])
+def test_keys_that_draw_otherwise_in_a_batch(count, jit):
+    """A batch of `rbg` keys draws by the first of them, so nodes keep to themselves."""
+    rbg = jax.random.key(0, impl="rbg")
+    run = jit(lambda net: vmap_call_all_fns(net, "step", axis_size=2, key=rbg)[0])
+    many = run([Draw(3) for _ in range(count)])
+    alone = run([None] * (count - 1) + [Draw(3)])
+    oracle.assert_same(many[-1], alone[-1])
 
 
 def test_keywords_take_turns(key):

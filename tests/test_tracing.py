@@ -394,9 +394,10 @@ def test_what_is_remembered_is_bounded():
 
     for n in range(1100):
         call_all_fns(Node(0, n), "step")
-    info = _memo._kind_cell.cache_info()
-    assert info.maxsize is not None
-    assert info.currsize <= info.maxsize
+    for cell in (_memo._kind_cell, _memo._recipe_cell, _memo._computation_cell):
+        info = cell.cache_info()
+        assert info.maxsize is not None
+        assert info.currsize <= info.maxsize
 
 
 def test_disable_jit_runs_methods_plainly(key):

@@ -120,8 +120,8 @@ class Script:
     in_jit: bool
 
 
-def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool) -> Script:
-    """Decides for each step how it runs."""
+def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> Script:
+    """Decides for each step how it runs; `stacks` is whether keys may be stacked."""
     # In front of the nodes, lanes may lie on several devices. Behind them, what belongs
     # to a node is in one piece.
     lanes_first = in_jit and lanes is not None
@@ -131,11 +131,12 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool) -> Script:
     wanted = {*plan.names, *(name for each in plan.aux for name in each.names)}
     for step in plan.steps:
         inputs, copied = _inputs(step, plan, columns, lanes)
+        is_one = len(step.paths) == 1 or (Keys() in inputs and not stacks)
         is_small = not in_jit and _is_small(step, inputs, copied)
+        is_small = is_small and (stacks or len(step.paths) == 1)
         is_copied = any(isinstance(x, Copied) for x in inputs)
         # To stack is a program for each number of nodes, as a `jit` is and a small one.
         fits = copied <= (_JIT_BYTES if in_jit else _EAGER_BYTES)
-        is_one = len(step.paths) == 1
         if is_one or not (is_small or (fits and (in_jit or not is_copied))):
             inputs = tuple(_one_by_one(names) for names in step.inputs[0])
             nodes, wide = None, False

@@ -45,9 +45,13 @@ class Computation:
         return not self.closed.consts
 
     @functools.cached_property
-    def programs(self) -> dict[Hashable, Callable[..., Any]]:
-        """The compiled programs of this computation alone."""
-        return {}
+    def remember(self) -> Callable[[Callable[[Any], Any], Hashable], Any]:
+        """`remember(make, key)` is `make(key)`, made once for as long as this lives."""
+
+        def call(make: Callable[[Any], Any], key: Hashable) -> Any:
+            return make(key)
+
+        return functools.lru_cache(maxsize=128)(call)
 
 
 def computation_of(closed: jec.ClosedJaxpr) -> Computation:

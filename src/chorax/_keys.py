@@ -39,6 +39,14 @@ class LaneKeys:
         shape = self.key.shape[1:] if self.is_split else self.key.shape
         return jax.ShapeDtypeStruct(shape, self.key.dtype)
 
+    @property
+    def stacks(self) -> bool:
+        """Whether keys draw the same alone and next to others, as threefry's do. A
+        batch of `rbg` keys draws by the first of them."""
+        one = self.struct
+        words = jax.eval_shape(jax.random.key_data, one) if _is_typed(one) else one
+        return words.shape == (2,)
+
     @functools.cached_property
     def array(self) -> jax.Array:
         """The keys, shape `(size,)`, or `()` without lanes."""

@@ -8,6 +8,7 @@ they are taken down to the bare key.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator
 from typing import Any, cast, NamedTuple, TypeAlias
@@ -47,6 +48,11 @@ def path_words(path: Path) -> tuple[int, int]:
 
 def open_level(tree: Any) -> Level | None:
     """Takes a container apart by one level; `None` for a leaf."""
+    # What is met most, at hand.
+    if tree is None:
+        return _nothing()
+    if type(tree) is _Leaf:
+        return None
 
     def is_below(x: Any) -> bool:
         return x is not tree
@@ -66,6 +72,11 @@ def open_level(tree: Any) -> Level | None:
             "rename one of them."
         )
     return Level(keys, [child for _, child in pairs], shell)
+
+
+@functools.lru_cache(maxsize=1)
+def _nothing() -> Level:
+    return Level((), [], jtu.tree_structure(None))
 
 
 def walk(tree: Any) -> Iterator[tuple[Path, Any, bool]]:

@@ -39,11 +39,8 @@ def program(members: tuple[Member, ...]) -> Callable[..., Sequence[Any]]:
     if len(members) > 1:
         return _shared(members)
     # It goes with the computation, which may hold arrays, so that nothing keeps it.
-    computation, layout, has_key = next(iter(members))
-    known = computation.programs
-    if (layout, has_key) not in known:
-        known[layout, has_key] = _compile(members)
-    return known[layout, has_key]
+    first = next(iter(members))
+    return first.computation.remember(_compile, members)
 
 
 @functools.lru_cache(maxsize=256)

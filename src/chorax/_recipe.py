@@ -100,7 +100,7 @@ def find_recipe(
         placed = place_leaves(plan, walked, request, excludes)
         return Recipe(
             plan,
-            arrange(plan, request.lanes, in_jit),
+            arrange(plan, request.lanes, in_jit, keys is None or keys.stacks),
             placed,
             describe(plan, placed, axes, walked, request),
             written_paths(plan, placed, walked),

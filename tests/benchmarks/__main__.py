@@ -33,7 +33,7 @@ _LONG = 60.0
 
 def works(quick: bool) -> Iterator[Work]:
     """What is measured: peer, task, nodes and lanes."""
-    counts = (2, 4) if quick else (10, 100, 400)
+    counts = (3,) if quick else (10, 100, 400)
     for nodes in counts:
         yield from ((peer, "create", nodes, 8) for peer in _PEERS)
         yield from ((peer, "reset", nodes, 8) for peer in (*_PEERS[:4], "nnx"))

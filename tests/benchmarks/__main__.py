@@ -21,6 +21,7 @@ from .goals import goals
 
 
 Work = tuple[str, str, int, int]
+_NAMES = ("peer", "task", "nodes", "lanes")
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = {"nnx": "flax", "brainstate": "brainstate", "torch": "torch"}
 _PEERS = ("chorax", "chorax in jit", "by hand", "by hand in jit", *_PACKAGES)
@@ -87,6 +88,12 @@ def measure(todo: Sequence[Work], runs: int) -> dict[Work, list[dict[str, Any]]]
     return {work: known for work, known in found.items() if known}
 
 
+def read(report: Path) -> dict[Work, list[dict[str, Any]]]:
+    """What an earlier run has found."""
+    rows = json.loads(report.read_text())["measurements"]
+    return {tuple(row[name] for name in _NAMES): row["runs"] for row in rows}
+
+
 def medians(found: Mapping[Work, Sequence[Mapping[str, Any]]]) -> dict[Work, Any]:
     """The median of each figure."""
 
@@ -129,6 +136,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="tiny, to see that it runs"
     )
+    parser.add_argument("--task", help="only this one; the rest as it was written")
     parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "cost")
     args = parser.parse_args()
     missing = {
@@ -139,7 +147,12 @@ def main() -> None:
     if missing:
         print(f"Not installed, so left out: {', '.join(sorted(missing))}.")
     todo = [work for work in works(args.quick) if work[0] not in missing]
-    found = measure(todo, args.runs)
+    known: dict[Work, list[dict[str, Any]]] = {}
+    report = args.output / "figures.json"
+    if args.task is not None:
+        todo = [work for work in todo if work[1] == args.task]
+        known = read(report)
+    found = {**known, **measure(todo, args.runs)}
     figures = medians(found)
     forward = run("forward")
     lines = [
@@ -157,11 +170,10 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "table.md").write_text("\n".join(lines) + "\n")
     rows = [
-        dict(zip(("peer", "task", "nodes", "lanes"), work, strict=True), runs=known)
-        for work, known in found.items()
+        dict(zip(_NAMES, work, strict=True), runs=runs) for work, runs in found.items()
     ]
-    report = {"forward": forward, "measurements": rows}
-    (args.output / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps({"forward": forward, "measurements": rows}, indent=1)
+    report.write_text(text + "\n")
     if importlib.util.find_spec("matplotlib") is not None:
         from .plot import draw
 

@@ -20,7 +20,9 @@ _STYLES = {
 
 def draw(figures: Mapping[tuple[str, str, int, int], Mapping[str, Any]], path: Path):
     """Draws the first and the warm call side by side, both log-log."""
-    fig, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True)
+    fig, panels = plt.subplots(
+        1, 2, figsize=(11, 4.2), sharex=True, layout="constrained"
+    )
     titles = {"cold": "First call", "warm": "Same call again"}
     for panel, (figure, title) in zip(panels, titles.items(), strict=True):
         for peer, (color, width) in _STYLES.items():
@@ -44,7 +46,7 @@ def draw(figures: Mapping[tuple[str, str, int, int], Mapping[str, Any]], path: P
         )
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[1].legend(frameon=False, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside center right", frameon=False)
     fig.suptitle("Making the states of N equal nodes in 8 lanes")
-    fig.tight_layout()
     fig.savefig(path, dpi=150)

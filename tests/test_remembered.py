@@ -47,6 +47,19 @@ class Twice(eqx.Module):
         return replace(self, x=drawn + jax.random.uniform(key, ()))
 
 
+@pytest.fixture
+def compiled():
+    """What XLA has compiled since the test began."""
+    events = []
+
+    def listen(event, duration_secs, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return events
+
+
 # Borders: of what one program does for all nodes, of the blocks in which arrays are
 # taken out of stacks, of halves.
 COUNTS = [1, 2, 7, 15, 16, 17, 33, 48, 49, 50, 97]
@@ -367,15 +380,8 @@ def test_keywords_take_turns(key):
 
 
 @pytest.mark.parametrize("maker", ["draw", "read", "add"])
-def test_programs_do_not_grow_with_nodes(maker, key):
+def test_programs_do_not_grow_with_nodes(maker, compiled, key):
     """Nor do those of few nodes outnumber those of many."""
-    compiled = []
-
-    def listen(event, duration_secs, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
 
     def programs(count):
         jax.clear_caches()
@@ -389,15 +395,7 @@ def test_programs_do_not_grow_with_nodes(maker, key):
     assert 0 < few <= many <= few + 3
 
 
-def test_kinds_that_compute_the_same_are_compiled_once(key):
-    compiled = []
-
-    def listen(event, duration_secs, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-
+def test_kinds_that_compute_the_same_are_compiled_once(compiled, key):
     def programs(count):
         jax.clear_caches()
         net: Any = [type(f"Toss{i}", (Toss,), {})() for i in range(count)]

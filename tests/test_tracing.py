@@ -394,7 +394,7 @@ def test_what_is_remembered_is_bounded():
 
     for n in range(1100):
         call_all_fns(Node(0, n), "step")
-    for cell in (_memo._kind_cell, _memo._recipe_cell, _memo._computation_cell):
+    for cell in (_memo.kind_cell, _memo.recipe_cell, _memo.computation_cell):
         info = cell.cache_info()
         assert info.maxsize is not None
         assert info.currsize <= info.maxsize

@@ -82,16 +82,11 @@ class Arranged:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Together:
-    """Steps of one wave that run as one program.
-
-    `apart` are, for each step that leaves stacks, the outputs that are then taken apart
-    into values, by their names.
-    """
+class Group:
+    """Steps that are one program; `table` is what their nodes' keys are made from."""
 
     members: tuple[Arranged, ...]
     table: Any
-    apart: tuple[Mapping[int, tuple[int, ...]], ...] = ()
 
     @functools.cached_property
     def program(self) -> Callable[..., Sequence[Any]]:
@@ -100,16 +95,19 @@ class Together:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Alone:
+class Together(Group):
+    """Steps of one wave whose nodes run at once.
+
+    `apart` are, for each step that leaves stacks, the outputs that are then taken apart
+    into values, by their names.
+    """
+
+    apart: tuple[Mapping[int, tuple[int, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alone(Group):
     """A step whose nodes run one by one."""
-
-    members: tuple[Arranged]
-    table: Any
-
-    @functools.cached_property
-    def program(self) -> Callable[..., Sequence[Any]]:
-        """The compiled function of keys, table and inputs."""
-        return program((self.members[0].member,))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

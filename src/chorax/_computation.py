@@ -1,8 +1,9 @@
-"""What a kind computes, and the compiled program for it.
+"""What a kind computes.
 
 Kinds of different classes often compute the same: the links of a chain, of which each
 holds another number of nodes below it, or layers that differ in a field that the method
-does not read. Their traces are then equal equation by equation, and share one program.
+does not read. Their traces are then equal equation by equation: one computation, which
+is compiled once.
 """
 
 import dataclasses

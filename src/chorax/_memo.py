@@ -31,36 +31,6 @@ class Cell:
         self.value: Any = None
 
 
-def kind_cell(key: object) -> Cell:
-    """The cell of a kind's key; `TypeError` where it can't be hashed."""
-    return _kind_cell(key)
-
-
-def recipe_cell(key: object) -> Cell:
-    """The cell of a collective call's key; `TypeError` where it can't be hashed."""
-    return _recipe_cell(key)
-
-
-def computation_cell(key: object) -> Cell:
-    """The cell of what a kind computes; `TypeError` where it can't be hashed."""
-    return _computation_cell(key)
-
-
-@functools.lru_cache(maxsize=1024)
-def _computation_cell(key: object) -> Cell:
-    return _new_cell(key)
-
-
-@functools.lru_cache(maxsize=1024)
-def _kind_cell(key: object) -> Cell:
-    return _new_cell(key)
-
-
-@functools.lru_cache(maxsize=64)
-def _recipe_cell(key: object) -> Cell:
-    return _new_cell(key)
-
-
 def _new_cell(key: object) -> Cell:
     cell = Cell()
     pending = [key]
@@ -71,6 +41,13 @@ def _new_cell(key: object) -> Cell:
         elif isinstance(part, tuple):
             pending.extend(cast(Iterable[Any], part))
     return cell
+
+
+# The cells of kinds, of whole calls, and of what kinds compute, by their keys;
+# `TypeError` where a key can't be hashed.
+kind_cell = functools.lru_cache(maxsize=1024)(_new_cell)
+recipe_cell = functools.lru_cache(maxsize=64)(_new_cell)
+computation_cell = functools.lru_cache(maxsize=1024)(_new_cell)
 
 
 class _WeakFunction(weakref.ref[Any]):

@@ -112,7 +112,6 @@ def test_containers():
 @pytest.mark.parametrize(
     "keys",
     [[1, 2], [True], [(0, "a"), (1, "b")], [0.5], [frozenset({1})], ["a", "b"]],
-    ids=repr,
 )
 def test_keys_of_dictionaries(keys):
     class Draw(eqx.Module):

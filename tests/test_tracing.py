@@ -122,7 +122,6 @@ def test_nested_nodes_of_one_kind_are_traced_once(runs, key):
         {"below": {1: 0.0}},
         {"below": {True: 0.0}},
     ],
-    ids=repr,
 )
 def test_what_counts_as_a_kind(runs, other):
     Node = counting(runs)
@@ -174,7 +173,6 @@ class Box:
         (Box(1), Box(1.0)),
         (Box((0.0,)), Box((-0.0,))),
     ],
-    ids=repr,
 )
 @pytest.mark.parametrize("field", ["n", "tau"])
 def test_what_is_equal_and_can_be_told_apart(runs, field, one, two):

@@ -46,7 +46,6 @@ def draw(figures: Mapping[tuple[str, str, int, int], Mapping[str, Any]], path: P
         )
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside center right", frameon=False)
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     fig.suptitle("Making the states of N equal nodes in 8 lanes")
     fig.savefig(path, dpi=150)

@@ -94,7 +94,7 @@ def i(*shape: int) -> Array:
 
 
 key = jax.random.key(0)
-old_key = jax.random.PRNGKey(0)
+old_key = jax.random.key_data(key)
 
 # Annotation, values that fit, values that do not.
 ANNOTATIONS: dict[str, tuple[Any, list[Any], list[Any]]] = {

@@ -6,7 +6,9 @@ is made from its path, and `call_order` leaves its mark on a function.
 """
 
 import dataclasses
+import functools
 import hashlib
+from collections import OrderedDict
 from typing import Any
 
 import equinox as eqx
@@ -15,37 +17,54 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from trees import Bag
 
-def call(target, name, args=(), key=None, skip=lambda path, node: False):
-    """One lane: calls the method on every node that has it."""
+
+def no_node(path, node):
+    return False
+
+
+def call(target, name, args=(), key=None, skip=no_node):
+    """One lane: calls the method, or a function, on every node that has it."""
     due = []
     for index, (path, node) in enumerate(children_first(target)):
-        method = getattr(type(node), name, None)
-        if method is not None and not skip(path, node):
+        method = name if callable(name) else getattr(type(node), name, None)
+        if method is not None and is_node(node) and not skip(path, node):
             level = getattr(method, "call_order", None)
+            # The index alone tells two apart, so paths are never compared.
             due.append((level is not None, level or 0, index, path))
     for _, _, _, path in sorted(due):
         node = get(target, path)
-        method = getattr(node, name)
-        kwargs = {} if key is None else {"key": node_key(key, path)}
-        new = method(*args, **kwargs)
+        own = () if key is None else (("key", node_key(key, path)),)
+        method = functools.partial(name, node) if callable(name) else None
+        new = (method or getattr(node, str(name)))(*args, **dict(own))
         target = put(target, path, new)
     return target
 
 
-def vmap_call(target, name, keys, args=(), axes=None):
-    """All lanes, as the batched model; `axes` has the lane axis of each leaf."""
+def is_node(module):
+    return not type(module).__module__.startswith("equinox.")
+
+
+def one_by_one(target, name, keys, args=lambda lane: (), axes=None, skip=no_node):
+    """The model before and after, in every lane; `axes` has the lane axis of each
+    leaf, and `args` the arguments of each lane."""
     leaves, structure = jtu.tree_flatten(target)
     axes = [None] * len(leaves) if axes is None else axes
     lanes = []
     for i, key in enumerate(keys):
         own = [
-            x if a is None else jnp.take(x, i, axis=a)
+            x if a is None else lane_of(x, a, i)
             for x, a in zip(leaves, axes, strict=True)
         ]
         before = jtu.tree_unflatten(structure, own)
-        after = call(before, name, args, key)
-        lanes.append((before, after))
+        lanes.append((before, call(before, name, args(i), key, skip)))
+    return lanes
+
+
+def vmap_call(target, name, keys, **options):
+    """All lanes, as the batched model; with the options of `one_by_one`."""
+    lanes = one_by_one(target, name, keys, **options)
     old = leaves_by_path(target)
     before = leaves_by_path(lanes[0][0])
     after = [leaves_by_path(model) for _, model in lanes]
@@ -58,6 +77,10 @@ def vmap_call(target, name, keys, args=(), axes=None):
         else:
             out.append(value)
     return jtu.tree_unflatten(jtu.tree_structure(lanes[0][1]), out)
+
+
+def lane_of(x, axis, index):
+    return x[(*[slice(None)] * (axis % x.ndim), index)]
 
 
 def node_key(key, path):
@@ -73,29 +96,43 @@ def children_first(tree, path=()):
         yield path, tree
 
 
+def fields_of(module):
+    return [
+        f.name
+        for f in dataclasses.fields(module)
+        if not f.metadata.get("static", False)
+    ]
+
+
 def parts(tree) -> list[tuple[Any, Any]]:
+    """The children of a container, by the plain keys of paths; none of a leaf."""
     if isinstance(tree, eqx.Module):
-        return [
-            (f.name, getattr(tree, f.name))
-            for f in dataclasses.fields(tree)
-            if not f.metadata.get("static", False)
-        ]
+        return [(name, getattr(tree, name)) for name in fields_of(tree)]
     if isinstance(tree, dict):
-        return sorted(tree.items())
+        # JAX sorts the keys of all dictionaries but ordered ones.
+        is_ordered = isinstance(tree, OrderedDict)
+        names = list(tree) if is_ordered else sorted(tree)
+        return [(plain(name), tree[name]) for name in names]
     names = getattr(tree, "_fields", None)
     if names is not None:
         return list(zip(names, tree, strict=True))
     if isinstance(tree, list | tuple):
         return list(enumerate(tree))
+    if isinstance(tree, Bag):
+        return list(enumerate(tree.items))
     return []
+
+
+def plain(key):
+    is_int = isinstance(key, int | np.integer) and not isinstance(key, bool)
+    return key if isinstance(key, str) else int(key) if is_int else str(key)
 
 
 def leaves_by_path(tree, path=()):
     found = {}
-    below = parts(tree)
-    for key, child in below:
+    for key, child in parts(tree):
         found.update(leaves_by_path(child, (*path, key)))
-    is_container = isinstance(tree, eqx.Module | dict | list | tuple)
+    is_container = isinstance(tree, eqx.Module | dict | list | tuple | Bag)
     if not is_container and tree is not None:
         found[path] = tree
     return found
@@ -110,16 +147,18 @@ def get(tree, path):
 def put(tree, path, value):
     if not path:
         return value
-    changed = put(dict(parts(tree))[path[0]], path[1:], value)
+    below = dict(parts(tree))
+    below[path[0]] = put(below[path[0]], path[1:], value)
     if isinstance(tree, eqx.Module):
         copy = object.__new__(type(tree))
-        for name, old in {**vars(tree), path[0]: changed}.items():
+        for name, old in {**vars(tree), **below}.items():
             object.__setattr__(copy, name, old)
         return copy
     if isinstance(tree, dict):
-        return {**tree, path[0]: changed}
-    children = [changed if k == path[0] else x for k, x in parts(tree)]
-    return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+        return type(tree)((name, below[plain(name)]) for name in tree)
+    if isinstance(tree, Bag) or hasattr(tree, "_fields"):
+        return type(tree)(*below.values())
+    return type(tree)(below.values())
 
 
 def assert_same(left, right, exact=True):

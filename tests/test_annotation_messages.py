@@ -18,7 +18,7 @@ class LIF(eqx.Module):
     v: Float[Array, "out"] | None = None
 
     def init_state(self, size):
-        return chorax.replace(self, v=jnp.zeros(size))
+        return chorax.replace(self, v=jnp.zeros(size, jnp.float32))
 
 
 class Adaptive(LIF):
@@ -56,7 +56,7 @@ class Around(eqx.Module):
     lif: LIF
 
     def init_state(self, size):
-        return eqx.tree_at(lambda s: s.lif.v, self, jnp.zeros(size + 1))
+        return eqx.tree_at(lambda s: s.lif.v, self, jnp.zeros(size + 1, jnp.float32))
 
 
 def lif(**fields):
@@ -231,13 +231,13 @@ def test_the_whole_message(call, text):
 
 
 def test_a_type_error_of_an_argument_says_which():
-    with pytest.raises(TypeError, match="typechecking parameter 'delta'"):
+    with pytest.raises(TypeError, match="`delta` of `apply_delta` must be"):
         chorax.apply_delta(lif(), {"v": 1})  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="typechecking parameter 'module'"):
+    with pytest.raises(TypeError, match="`module` of `replace` must be"):
         chorax.replace({"v": 1}, v=2)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="typechecking parameter 'mappings'"):
+    with pytest.raises(TypeError, match="`mappings` of `assign_state_values` must be"):
         chorax.assign_state_values(lif(), {}, [("v", 1)])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="typechecking parameter 'level'"):
+    with pytest.raises(TypeError, match="`level` of `call_order` must be"):
         chorax.call_order("first")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="typechecking parameter 'axis_name'"):
+    with pytest.raises(TypeError, match="`axis_name` must be"):
         chorax.vmap_call_all_fns(lif(), "f", axis_size=2, axis_name=[])  # pyright: ignore[reportArgumentType]

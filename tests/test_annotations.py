@@ -276,7 +276,8 @@ class Cell(eqx.Module):
     v: Float[Array, "n"] = None  # pyright: ignore[reportAssignmentType]
 
     def init_state(self, size=None):
-        return chorax.replace(self, v=jnp.zeros(size or self.w.shape[0]))
+        size = size or self.w.shape[0]
+        return chorax.replace(self, v=jnp.zeros(size, self.w.dtype))
 
 
 class Layer(eqx.Module):
@@ -399,6 +400,7 @@ class Watching(eqx.Module):
     seen: Float[Any, "n"] = eqx.field(static=True)
 
 
+@pytest.mark.usefixtures("needs_jit")
 def test_once_a_kind_and_not_at_all_when_it_comes_again():
     one = Watched()
     chorax.call_all_fns(Watching(f(), one), touch)
@@ -600,7 +602,7 @@ class Static(eqx.Module):
 
 
 def test_dtypes_of_a_hint_within_a_hint():
-    node = holder(Shaped[Float[Array, "n"], "m"])(jnp.zeros((2, 3), int), f())
+    node = holder(Shaped[Float[Array, "n"], "m"])(jnp.zeros((2, 3), jnp.int32), f())
     with pytest.raises(chorax.AnnotationError, match="found: int32"):
         chorax.check_annotations(node)
 

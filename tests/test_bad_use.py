@@ -323,7 +323,7 @@ RESULTS = {
     "something else": (
         3,
         False,
-        "must return a Returns, but returned a int. Return the updated node",
+        "must return a Returns, but returned an int. Return the updated node",
     ),
     "another class": (Count(), False, "must return a Returns, but returned a Count."),
     "a pair without has_aux": (
@@ -335,7 +335,7 @@ RESULTS = {
         3,
         True,
         "`step` of Returns at `a` must return `(node, aux)`, since `has_aux=True`, but "
-        "returned a int.",
+        "returned an int.",
     ),
     "a pair of something else": (
         (None, 2),

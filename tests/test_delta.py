@@ -288,6 +288,7 @@ def test_to_dict_never_loses_a_leaf():
         delta.to_dict()
 
 
+@pytest.mark.usefixtures("in_32_bits")
 def test_a_delta_prints_as_a_table():
     net = {"cells": cells(1), "n": Constant()}
     _, delta = vmap_call_all_fns(
@@ -321,7 +322,7 @@ def test_a_table_of_anything():
         "<b>": "x" * 99,
         "key": jax.random.key(0),
         "fn": jnp.tanh,
-        "big": jnp.ones((600, 1000)),
+        "big": jnp.ones((600, 1000), jnp.float32),
         "root": 1,
     }
     delta = diff(dict.fromkeys(values), values)

@@ -123,7 +123,7 @@ def test_its_program_is_the_one_written_by_hand():
 
 
 def test_repr_marks_the_lane_axis():
-    linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    linear = eqx.nn.Linear(2, 3, dtype=jnp.float32, key=jax.random.key(0))
     shared, axes = lanes.stack(
         [linear, linear], share=lambda path, x: path == ("bias",)
     )
@@ -198,7 +198,8 @@ class Neuron(eqx.Module):
     count: Any = 0
 
     def init_state(self, *, key):
-        noise = jax.random.normal(key, self.w.shape)
+        # A sum that rounds once, however a compiler fuses it with the draw.
+        noise = jax.random.uniform(key, self.w.shape)
         return chorax.replace(self, v=self.w + noise)
 
     def reset_state(self):
@@ -236,8 +237,8 @@ def member_keys(key, path, size):
     return jax.random.split(oracle.node_key(key, path), size)
 
 
-def test_nodes_inside_are_called_once_for_each_lane(key):
-    model, delta = chorax.init_all_states(net(), key=key)
+def test_nodes_inside_are_called_once_for_each_lane(lane_key):
+    model, delta = chorax.init_all_states(net(), key=lane_key)
     assert delta.paths == (
         "members.model.first.v",
         "members.model.first.count",
@@ -245,14 +246,14 @@ def test_nodes_inside_are_called_once_for_each_lane(key):
         "head.v",
     )
     for name in ("first", "second"):
-        keys = member_keys(key, ("members", "model", name), 4)
+        keys = member_keys(lane_key, ("members", "model", name), 4)
         old = [getattr(member, name) for member in net().members]
         new = [getattr(member, name) for member in model.members]
         for one, other, k in zip(old, new, keys, strict=True):
             expected = one.init_state(key=k).v
             np.testing.assert_allclose(other.v, expected, rtol=1e-6)
             assert other.w.shape == (3,)
-    head = net().head.init_state(key=oracle.node_key(key, ("head",)))
+    head = net().head.init_state(key=oracle.node_key(lane_key, ("head",)))
     np.testing.assert_allclose(model.head.v, head.v, rtol=1e-6)
     assert [m.first.count for m in model.members] == [1] * 4
 
@@ -271,13 +272,13 @@ def test_the_ensemble_knows_the_new_lanes(key):
     assert jtu.tree_structure(reset) == jtu.tree_structure(model)
 
 
-def test_lanes_around_an_ensemble(key):
-    batched, delta = chorax.vmap_init_all_states(net(), axis_size=5, key=key)
+def test_lanes_around_an_ensemble(lane_key):
+    batched, delta = chorax.vmap_init_all_states(net(), axis_size=5, key=lane_key)
     assert batched.members.model.first.v.shape == (5, 4, 3)
     assert batched.members.model.first.w.shape == (4, 3)
     chorax.check_annotations(batched, in_axes=delta)
     for k, member in zip(
-        jax.random.split(key, 5), lanes.unstack(batched, delta), strict=True
+        jax.random.split(lane_key, 5), lanes.unstack(batched, delta), strict=True
     ):
         oracle.assert_same(member, chorax.init_all_states(net(), key=k)[0])
     done = jnp.array([True, False, False, True, False])
@@ -291,20 +292,20 @@ def test_lanes_around_an_ensemble(key):
     jitted = eqx.filter_jit(
         lambda m, k: chorax.vmap_init_all_states(m, axis_size=5, key=k)[0]
     )
-    oracle.assert_same(jitted(net(), key), batched)
+    oracle.assert_same(jitted(net(), lane_key), batched)
 
 
-def test_an_ensemble_in_an_ensemble(key):
+def test_an_ensemble_in_an_ensemble(lane_key):
     inner = [lanes.Ensemble(*lanes.stack([neuron(i), neuron(i + 1)])) for i in range(3)]
     outer = {"o": lanes.Ensemble(*lanes.stack(inner))}
-    model, _ = chorax.init_all_states(outer, key=key)
+    model, _ = chorax.init_all_states(outer, key=lane_key)
     assert model["o"].model.model.v.shape == (3, 2, 3)
-    keys = member_keys(key, ("o", "model", "model"), 3)
+    keys = member_keys(lane_key, ("o", "model", "model"), 3)
     for i, (one, k) in enumerate(zip(model["o"], keys, strict=True)):
         for j, (each, own) in enumerate(zip(one, jax.random.split(k, 2), strict=True)):
             expected = neuron(i + j).init_state(key=own).v
             np.testing.assert_allclose(each.v, expected, rtol=1e-6)
-    batched, delta = chorax.vmap_init_all_states(outer, axis_size=4, key=key)
+    batched, delta = chorax.vmap_init_all_states(outer, axis_size=4, key=lane_key)
     assert batched["o"].model.model.v.shape == (4, 3, 2, 3)
     chorax.check_annotations(batched, in_axes=delta)
 
@@ -357,10 +358,12 @@ def test_the_ensemble_itself_is_not_a_node(key):
 
     chorax.call_all_fns(net(), fn)
     assert set(seen) == {"Neuron", "Pair", "Net"}
-    # A function that has been seen is not traced again.
-    assert seen.count("Neuron") == 2
+    if not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        # A function that has been seen is not traced again.
+        assert seen.count("Neuron") == 2
 
 
+@pytest.mark.usefixtures("needs_jit")
 def test_one_trace_for_lanes_and_nodes_of_a_kind():
     calls = []
 
@@ -373,13 +376,13 @@ def test_one_trace_for_lanes_and_nodes_of_a_kind():
     assert calls == [(3,)]
 
 
-def test_reset_parameters_inside_an_ensemble(key):
+def test_reset_parameters_inside_an_ensemble(lane_key):
     made = {"e": lanes.Ensemble(*lanes.stack(mlps(3)))}
     new, _ = chorax.vmap_call_all_fns(
-        made, chorax.reset_parameters, axis_size=2, key=key
+        made, chorax.reset_parameters, axis_size=2, key=lane_key
     )
     assert new["e"].model.layers[0].weight.shape == (2, 3, 4, 2)
-    for i, k in enumerate(jax.random.split(key, 2)):
+    for i, k in enumerate(jax.random.split(lane_key, 2)):
         for j, own in enumerate(member_keys(k, ("e", "model"), 3)):
             built = eqx.nn.MLP(2, 3, 4, 1, key=own)
             found = new["e"].model.layers[1].weight[i, j]
@@ -512,17 +515,19 @@ def test_batchnorm_without_its_state(axes, key):
     assert jtu.tree_structure(out) == jtu.tree_structure(outer)
 
 
-def test_a_lane_axis_stays_where_it_was(key):
+def test_a_lane_axis_stays_where_it_was(lane_key):
     model = {"e": lanes.Ensemble(Both(jnp.zeros((5, 3)), None), Both(1, None))}
-    new, _ = chorax.call_all_fns(model, "draw", key=key)
+    new, _ = chorax.call_all_fns(model, "draw", key=lane_key)
     assert jtu.tree_structure(new) == jtu.tree_structure(model)
     assert new["e"].model.v.shape == (5, 3)
-    for own, member in zip(member_keys(key, ("e", "model"), 3), new["e"], strict=True):
+    for own, member in zip(
+        member_keys(lane_key, ("e", "model"), 3), new["e"], strict=True
+    ):
         oracle.assert_same(member.v, jax.random.normal(own, (5,)))
     outer, axes = lanes.broadcast(model, 4)
     mask = jnp.array([True, False, True, False])
     out, _ = chorax.vmap_call_all_fns(
-        outer, "draw", axis_size=4, key=key, in_axes=axes, where=mask
+        outer, "draw", axis_size=4, key=lane_key, in_axes=axes, where=mask
     )
     v = out["e"].model.v
     assert v.shape == (4, 5, 3)
@@ -531,20 +536,20 @@ def test_a_lane_axis_stays_where_it_was(key):
     jax.lax.scan(
         lambda m, k: (chorax.call_all_fns(m, "draw", key=k)[0], None),
         model,
-        jax.random.split(key, 3),
+        jax.random.split(lane_key, 3),
     )
 
 
-def test_nested_lane_axes_stay_where_they_were(key):
+def test_nested_lane_axes_stay_where_they_were(lane_key):
     v = jnp.zeros((5, 2, 3))
     inner = lanes.Ensemble(Both(jnp.zeros((5, 3)), None), Both(1, None))
     batched = eqx.tree_at(lambda e: e.model.v, inner, v)
     axes = eqx.tree_at(lambda e: e.model.v, inner, 1)
     model = [lanes.Ensemble(batched, axes)]
-    new, _ = chorax.call_all_fns(model, "draw", key=key)
+    new, _ = chorax.call_all_fns(model, "draw", key=lane_key)
     assert new[0].model.model.v.shape == (5, 2, 3)
     assert jtu.tree_structure(new) == jtu.tree_structure(model)
-    for i, own in enumerate(member_keys(key, (0, "model", "model"), 2)):
+    for i, own in enumerate(member_keys(lane_key, (0, "model", "model"), 2)):
         for j, k in enumerate(jax.random.split(own, 3)):
             found = new[0].model.model.v[:, i, j]
             oracle.assert_same(found, jax.random.normal(k, (5,)))

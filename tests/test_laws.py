@@ -1,338 +1,277 @@
-"""The laws, over random trees: each eagerly and under `eqx.filter_jit`."""
+"""The laws, over random models: see `trees.py` for what those are made of.
+
+`pytest tests/test_laws.py --hypothesis-profile=thorough` tries each law 2,000 times.
+"""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-import pytest
-from hypothesis import given, HealthCheck, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import chorax
 import oracle
-from models import (
-    Add,
-    Constant,
-    Draw,
-    Drop,
-    Early,
-    Keys,
-    Late,
-    Numpy,
-    Pair,
-    Parent,
-    Pass,
-    Plain,
-    Retype,
-    Rewrite,
-    Swap,
-)
+import trees
+from calls import build, call, call_one, has_unhashable, jits, maybe_jit, seeds
+from chorax import lanes
+from trees import axis_choices, keys_of, LANES, shapes, steady_shapes, total
 
 
-LANES = 3
-laws = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@given(shape=shapes, choices=axis_choices, seed=seeds, jit=jits)
+def test_equals_one_by_one(shape, choices, seed, jit):
+    tree, in_axes, axes = trees.with_lanes(build(shape, jit), choices)
+    keys = keys_of(seed)
+    expected = oracle.vmap_call(tree, "step", keys, axes=axes)
+
+    def run(tree, keys):
+        return call(tree, keys, in_axes=in_axes)
+
+    batched, _ = maybe_jit(run, jit)(tree, keys)
+    oracle.assert_same(batched, expected)
 
 
-def vector(i: int) -> jax.Array:
-    return jnp.arange(2.0) + i
+@given(shape=shapes, choices=axis_choices, seed=seeds, jit=jits)
+def test_lane_law(shape, choices, seed, jit):
+    tree, in_axes, _ = trees.with_lanes(build(shape, jit), choices)
+    keys = keys_of(seed)
+
+    def run(tree, keys):
+        return lanes.unstack(*call(tree, keys, in_axes=in_axes))
+
+    def alone(model, key):
+        return call_one(model, key)[0]
+
+    each = maybe_jit(run, jit)(tree, keys)
+    if jtu.tree_leaves(in_axes):
+        before = lanes.unstack(tree, in_axes)
+    else:
+        before = [tree] * LANES
+    for model, one, key in zip(each, before, keys, strict=True):
+        oracle.assert_same(model, maybe_jit(alone, jit)(one, key))
 
 
-LEAVES = {
-    "draw": lambda i: Draw(2),
-    "long draw": lambda i: Draw(3),
-    "drawn": lambda i: Draw(2, vector(i)),
-    "constant": lambda i: Constant(),
-    "add": lambda i: Add(vector(i), vector(-i)),
-    "numpy": lambda i: Numpy(np.arange(3, dtype=np.int32) + i),
-    "swap": lambda i: Swap(vector(i), vector(i + 1)),
-    "drop": lambda i: Drop(vector(i), vector(i)),
-    "retype": lambda i: Retype(0.5),
-    "retype int": lambda i: Retype(1),
-    "retype bool": lambda i: Retype(True),
-    "pass": lambda i: Pass(vector(i)),
-    "keys": lambda i: Keys(),
-    "early": lambda i: Early(vector(i)),
-    "rewrite": lambda i: Rewrite(Add(vector(i), vector(2 * i))),
-    "array": vector,
-    "none": lambda i: None,
-    "text": lambda i: "text",
-}
-AROUND = {
-    "parent": lambda i, below: Parent(below),
-    "late": lambda i, below: Late(below),
-    "plain": lambda i, below: Plain(below, vector(i)),
-    "early": lambda i, below: Early(vector(i), below),
-    "list": lambda i, below: list(below),
-    "tuple": lambda i, below: tuple(below),
-    "dict": lambda i, below: {f"k{j}": x for j, x in enumerate(below)},
-    "int dict": lambda i, below: {j + 3: x for j, x in enumerate(below)},
-    "pair": lambda i, below: Pair(below[0], below[1:]),
-}
-shapes = st.recursive(
-    st.sampled_from(sorted(LEAVES)),
-    lambda inner: st.tuples(
-        st.sampled_from(sorted(AROUND)), st.lists(inner, min_size=1, max_size=4)
-    ),
-    max_leaves=8,
-)
+@given(shape=shapes, choices=axis_choices, seed=seeds, jit=jits)
+def test_delta_law(shape, choices, seed, jit):
+    tree, in_axes, _ = trees.with_lanes(build(shape, jit), choices)
 
-
-def build(shape):
-    """The tree of a drawn shape; every array in it is an object of its own."""
-    counter = iter(range(1000))
-
-    def make(part):
-        if isinstance(part, str):
-            return LEAVES[part](next(counter))
-        name, below = part
-        return AROUND[name](next(counter), [make(x) for x in below])
-
-    # A node to call, whatever was drawn.
-    return [make(shape), Draw(1)]
-
-
-def lane_call(tree, keys):
-    return chorax.vmap_call_all_fns(
-        tree, "step", axis_size=LANES, key=keys, fn_if_not_exist="pass"
-    )
-
-
-def keys_of(seed):
-    return jax.random.split(jax.random.key(seed), LANES)
-
-
-@pytest.mark.parametrize("jit", [False, True])
-@given(shape=shapes, seed=st.integers(0, 3))
-@laws
-def test_equals_one_by_one(jit, shape, seed):
-    tree, keys = build(shape), keys_of(seed)
-    expected = oracle.vmap_call(tree, "step", keys)
-    run = eqx.filter_jit(lane_call) if jit else lane_call
-    batched, _ = run(tree, keys)
-    oracle.assert_same(batched, expected, exact=False)
-
-
-@given(shape=shapes, seed=st.integers(0, 3))
-@laws
-def test_lane_law(shape, seed):
-    tree, keys = build(shape), keys_of(seed)
-    batched, delta = lane_call(tree, keys)
-    axes = jtu.tree_leaves(delta.in_axes, is_leaf=lambda x: x is None)
-    leaves = jtu.tree_leaves(batched, is_leaf=lambda x: x is None)
-    for i in range(LANES):
-        lane = [x if a is None else x[i] for x, a in zip(leaves, axes, strict=True)]
-        lane = jtu.tree_unflatten(
-            jtu.tree_structure(batched, is_leaf=lambda x: x is None), lane
-        )
-        alone, _ = chorax.call_all_fns(
-            tree, "step", key=keys[i], fn_if_not_exist="pass"
-        )
-        oracle.assert_same(lane, alone)
-
-
-@pytest.mark.parametrize("jit", [False, True])
-@given(shape=shapes, seed=st.integers(0, 3))
-@laws
-def test_delta_law(jit, shape, seed):
-    tree, keys = build(shape), keys_of(seed)
-
-    def check(tree, keys):
-        batched, delta = lane_call(tree, keys)
-        alone, plain = chorax.call_all_fns(
-            tree, "step", key=keys[0], fn_if_not_exist="pass"
-        )
+    def run(tree, keys):
+        batched, delta = call(tree, keys, in_axes=in_axes)
+        alone, plain = call_one(tree, keys[0])
         found = chorax.diff(tree, alone)
         assert found.paths == plain.paths
-        same = eqx.tree_equal(found.values, plain.values)
-        return chorax.apply_delta(tree, delta), batched, same
+        assert jtu.tree_structure(found.values) == jtu.tree_structure(plain.values)
+        leaves = jtu.tree_leaves(found.values), jtu.tree_leaves(plain.values)
+        assert all(x is y for x, y in zip(*leaves, strict=True))
+        applied = chorax.apply_delta(tree, delta), chorax.apply_delta(batched, delta)
+        return batched, applied, chorax.apply_delta(tree, plain), alone
 
-    applied, batched, same = (eqx.filter_jit(check) if jit else check)(tree, keys)
-    oracle.assert_same(applied, batched)
-    assert same
+    batched, applied, one, alone = maybe_jit(run, jit)(tree, keys_of(seed))
+    oracle.assert_same(applied[0], batched)
+    oracle.assert_same(applied[1], batched)
+    oracle.assert_same(one, alone)
 
 
-@given(shape=shapes, seed=st.integers(0, 3))
-@laws
-def test_purity(shape, seed):
-    tree, keys = build(shape), keys_of(seed)
+@given(shape=shapes, choices=axis_choices, seed=seeds, jit=jits)
+def test_purity(shape, choices, seed, jit):
+    tree, in_axes, _ = trees.with_lanes(build(shape, jit), choices)
+    keys = keys_of(seed)
     leaves, structure = jtu.tree_flatten(tree)
-    copies = [np.array(x) if eqx.is_array(x) else x for x in leaves]
-    batched, delta = lane_call(tree, keys)
+    copies = [
+        np.array(jax.random.key_data(x) if trees.is_key(x) else x)
+        if eqx.is_array(x)
+        else x
+        for x in leaves
+    ]
+    batched, delta = maybe_jit(call, jit)(tree, keys, in_axes=in_axes)
     after, same_structure = jtu.tree_flatten(tree)
     assert same_structure == structure
     assert all(x is y for x, y in zip(leaves, after, strict=True))
     for x, y in zip(after, copies, strict=True):
+        x = jax.random.key_data(x) if trees.is_key(x) else x
         assert np.array_equal(x, y)
-    old, new = oracle.leaves_by_path(tree), oracle.leaves_by_path(batched)
-    written = set(delta.paths)
-    for path, value in new.items():
-        if ".".join(map(str, path)) not in written:
+    if not jit:
+        # Untouched leaves are the very same objects.
+        old = oracle.leaves_by_path(tree)
+        new = oracle.leaves_by_path(eqx.combine(delta.values, batched))
+        untouched = eqx.filter(batched, delta.filter_spec, inverse=True)
+        for path, value in oracle.leaves_by_path(untouched).items():
             assert value is old[path]
+            assert new[path] is value
 
 
-@given(shape=shapes, other=shapes, seed=st.integers(0, 3))
-@laws
-def test_path_law(shape, other, seed):
+@given(shape=shapes, other=shapes, third=shapes, seed=seeds, jit=jits)
+def test_path_law(shape, other, third, seed, jit):
     keys = keys_of(seed)
-    subject = build(shape)
-    one, _ = lane_call({"a": subject, "b": build(other)}, keys)
-    two, _ = lane_call({"a": subject, "c": [build(other)] * 0, "d": Draw(2)}, keys)
+    subject, other, third = build(shape, jit), build(other, jit), build(third, jit)
+    run = maybe_jit(call, jit)
+    one, _ = run({"a": subject, "b": other}, keys)
+    two, _ = run({"0": third, "a": subject, "c": [other], "d": 1}, keys)
+    alone, _ = run({"a": subject}, keys)
     oracle.assert_same(one["a"], two["a"])
+    oracle.assert_same(one["a"], alone["a"])
 
 
-def test_order_law():
-    calls = []
-
-    class Node(eqx.Module):
-        name: str
-        below: list
-
-        def visit(self):
-            calls.append(self.name)
-            return self
-
-    class Marked(Node):
-        @chorax.call_order(2)
-        def visit(self):
-            calls.append(self.name)
-            return self
-
-    class First(Node):
-        @chorax.call_order(-1, check_order_boundary=False)
-        def visit(self):
-            calls.append(self.name)
-            return self
-
-    tree = Node(
-        "root",
-        [
-            Marked("late", [Node("inner", [])]),
-            First("first", []),
-            Node("b", [Marked("late b", []), Node("c", [])]),
-        ],
-    )
-    with pytest.warns(UserWarning, match="wrote nothing"):
-        chorax.call_all_fns(tree, "visit")
-    assert calls == ["inner", "c", "b", "root", "first", "late", "late b"]
+@given(shape=shapes, seed=seeds)
+def test_order_law(shape, seed):
+    tree, key = trees.build(shape, with_labels=True), keys_of(seed)[0]
+    trees.visits.clear()
+    oracle.call(tree, "step", key=key)
+    expected = list(trees.visits)
+    trees.visits.clear()
+    with jax.disable_jit():
+        call_one(tree, key)
+    assert trees.visits == expected
+    trees.visits.clear()
+    with jax.disable_jit():
+        call(tree, keys_of(seed))
+    assert trees.visits == expected
 
 
-def test_a_node_sees_what_earlier_calls_left():
-    class Child(eqx.Module):
-        x: jax.Array
-
-        def step(self):
-            return chorax.replace(self, x=self.x + 1)
-
-    class Reader(eqx.Module):
-        child: Child
-        seen: jax.Array
-
-        def step(self):
-            new = chorax.replace(self.child, x=self.child.x * 10)
-            return chorax.replace(self, seen=self.child.x, child=new)
-
-    class After(eqx.Module):
-        reader: Reader
-        seen: jax.Array
-
-        @chorax.call_order(3)
-        def step(self):
-            return chorax.replace(self, seen=self.reader.child.x)
-
-    zero = jnp.zeros(())
-    tree = After(Reader(Child(zero + 1), zero + 2), zero + 3)
-    model, _ = chorax.call_all_fns(tree, "step")
-    assert (model.reader.seen, model.reader.child.x, model.seen) == (2.0, 20.0, 20.0)
+@given(shape=shapes, choices=axis_choices, seed=seeds)
+def test_disabling_jit_changes_nothing(shape, choices, seed):
+    tree, in_axes, _ = trees.with_lanes(build(shape), choices)
+    keys = keys_of(seed)
+    batched, delta = call(tree, keys, in_axes=in_axes)
+    with jax.disable_jit():
+        plainly, same = call(tree, keys, in_axes=in_axes)
+    oracle.assert_same(plainly, batched)
+    assert same.paths == delta.paths
 
 
-def test_calls_of_one_kind_wait_for_what_each_of_them_reads():
-    class Child(eqx.Module):
-        x: jax.Array
+def kinds_of(tree, key):
+    """What a call on one lane meets: classes, structures, shapes and dtypes."""
+    met = []
 
-        def step(self):
-            return chorax.replace(self, x=self.x + 1)
+    def remember(node, key):
+        leaves, structure = jtu.tree_flatten(node)
+        arrays = [(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves]
+        new = [node.step(key=key)]
+        # Told apart without hashes, which not everything static has.
+        kind = (type(node), structure, arrays)
+        if not any(kind == other for other in met):
+            met.append(kind)
+        return new[0]
 
-    class Reader(eqx.Module):
-        child: Child
-        seen: jax.Array
-
-        def step(self):
-            return chorax.replace(self, seen=self.child.x * 2)
-
-    zero = jnp.zeros(())
-    net = [Reader(Child(zero + i), zero - i) for i in range(1, 4)]
-    model, _ = chorax.call_all_fns(
-        net, "step", node_to_exclude=lambda path, _: path == (0, "child")
-    )
-    assert [reader.seen for reader in model] == [2, 6, 8]
+    oracle.call(tree, remember, key=key, skip=lambda _, node: not has_step(node))
+    return met
 
 
-class Leaky(eqx.Module):
-    w: jax.Array
-    v: jax.Array | None = None
-
-    def init_state(self, scale, *, key):
-        v = scale * jnp.tanh(self.w) + jax.random.normal(key, self.w.shape)
-        return chorax.replace(self, v=v)
+def has_step(node):
+    return hasattr(type(node), "step")
 
 
-def leaky_loss(net, scale, key):
-    net, _ = chorax.vmap_init_all_states(net, scale, axis_size=4, key=key)
-    return sum(jnp.sum(leaf.v**2) for leaf in net)
+@given(shape=shapes, seed=seeds)
+def test_methods_run_once_a_kind(shape, seed):
+    tree, keys = trees.build(shape, with_labels=True), keys_of(seed)
+
+    # Equal labels, so that nodes can be of one kind, and of a class of this run, so
+    # that nothing is known of them.
+    label = object()
+
+    def relabel(x):
+        return label if isinstance(x, str) and x.startswith("node") else x
+
+    tree = jtu.tree_map(relabel, tree)
+    kinds = len(kinds_of(tree, keys[0]))
+    trees.visits.clear()
+    call(tree, keys)
+    assert 0 < len(trees.visits) <= kinds
+    trees.visits.clear()
+    call(tree, keys)
+    if not has_unhashable(tree):
+        assert not trees.visits
 
 
-def leaky_loss_by_hand(net, scale, key):
-    keys = jax.random.split(key, 4)
-
-    def lane(leaf, path, k):
-        return leaf.init_state(scale, key=oracle.node_key(k, path)).v
-
-    total = jnp.zeros(())
-    for i, leaf in enumerate(net):
-        vs = jax.vmap(lambda k, i=i, leaf=leaf: lane(leaf, (i,), k))(keys)
-        total = total + jnp.sum(vs**2)
-    return total
+def numbers_of(model):
+    """One number that depends on every leaf that has a gradient."""
+    return total(eqx.filter(model, eqx.is_inexact_array))
 
 
-def test_composition_with_grad(key):
-    net = [Leaky(vector(i)) for i in range(3)]
-    scale = jnp.asarray(0.3)
-    for wrap in (lambda f: f, eqx.filter_jit, eqx.filter_checkpoint):
-        ours = eqx.filter_grad(wrap(leaky_loss))(net, scale, key)
-        by_hand = eqx.filter_grad(leaky_loss_by_hand)(net, scale, key)
-        oracle.assert_same(ours, by_hand, exact=False)
-        ours = jax.grad(wrap(leaky_loss), argnums=1)(net, scale, key)
-        by_hand = jax.grad(leaky_loss_by_hand, argnums=1)(net, scale, key)
-        np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
+def as_arrays(model):
+    return jtu.tree_leaves(eqx.filter(model, eqx.is_array))
 
 
-def test_composition_with_vmap_and_scan(key):
-    net = [Leaky(vector(i)) for i in range(2)]
-    scales = jnp.array([0.1, 0.2, 0.3])
-    losses = jax.vmap(lambda s: leaky_loss(net, s, key))(scales)
-    expected = [leaky_loss_by_hand(net, s, key) for s in scales]
-    np.testing.assert_allclose(losses, jnp.stack(expected), rtol=1e-5)
-
-    def body(carry, scale):
-        return carry + leaky_loss(net, scale, key), None
-
-    total, _ = jax.lax.scan(body, jnp.zeros(()), scales)
-    np.testing.assert_allclose(total, sum(expected), rtol=1e-5)
+def in_scan(run, keys):
+    return jax.lax.scan(lambda carry, key: (carry + 1, run(key)), 0, keys)[1]
 
 
-def test_composition_with_eval_shape(key):
-    net = [Leaky(vector(0))]
-    scale = jnp.asarray(1.0)
+loops = st.sampled_from(
+    [
+        in_scan,
+        jax.lax.map,
+        lambda run, keys: jax.vmap(run)(keys),
+        lambda run, keys: jax.jit(jax.vmap(run))(keys),
+        lambda run, keys: jax.lax.map(jax.jit(run), keys),
+        lambda run, keys: jax.lax.map(jax.checkpoint(run), keys),
+    ]
+)
 
-    def init(net, key):
-        return chorax.vmap_init_all_states(net, scale, axis_size=4, key=key)
 
-    model, delta = eqx.filter_eval_shape(init, net, key)
-    assert model[0].v == jax.ShapeDtypeStruct((4, 2), jnp.float32)
-    assert delta.paths == ("0.v",)
-    assert "float32" in repr(delta)
+@given(shape=shapes, seed=seeds, loop=loops)
+def test_composition_with_loops(shape, seed, loop):
+    tree, keys = trees.build(shape), keys_of(seed)
+    found = loop(lambda k: as_arrays(call(tree, jax.random.split(k, LANES))[0]), keys)
+    for i, key in enumerate(keys):
+        expected = oracle.vmap_call(tree, "step", jax.random.split(key, LANES))
+        oracle.assert_same([x[i] for x in found], as_arrays(expected))
+
+
+wraps = st.sampled_from(
+    [lambda f: f, eqx.filter_jit, eqx.filter_checkpoint, jax.named_call]
+)
+
+
+@given(shape=shapes, choices=axis_choices, seed=seeds, wrap=wraps)
+def test_composition_with_grad(shape, choices, seed, wrap):
+    tree, in_axes, axes = trees.with_lanes(build(shape, True), choices)
+    keys = keys_of(seed)
+
+    def ours(tree):
+        return numbers_of(call(tree, keys, in_axes=in_axes)[0])
+
+    def by_hand(tree):
+        return numbers_of(oracle.vmap_call(tree, "step", keys, axes=axes))
+
+    found = eqx.filter_grad(wrap(ours))(tree)
+    oracle.assert_same(found, eqx.filter_grad(by_hand)(tree))
+
+
+@given(shape=shapes, choices=axis_choices, seed=seeds)
+def test_composition_with_eval_shape(shape, choices, seed):
+    tree, in_axes, axes = trees.with_lanes(build(shape, True), choices)
+    keys = keys_of(seed)
+
+    def run(tree, keys):
+        return call(tree, keys, in_axes=in_axes)[0]
+
+    found = eqx.filter_eval_shape(run, tree, keys)
+    expected = oracle.vmap_call(tree, "step", keys, axes=axes)
+    pairs = zip(jtu.tree_leaves(found), jtu.tree_leaves(expected), strict=True)
+    for x, y in pairs:
+        if eqx.is_array(y):
+            assert (x.shape, x.dtype) == (y.shape, jnp.asarray(y).dtype)
+
+
+@given(shape=steady_shapes, choices=axis_choices, seed=seeds)
+def test_a_loop_over_the_states(shape, choices, seed):
+    tree, in_axes, axes = trees.with_lanes(build(shape), choices)
+    keys = keys_of(seed)
+    net, delta = call(tree, keys, in_axes=in_axes)
+    states, rest = eqx.partition(net, delta.filter_spec)
+    arrays, static = eqx.partition(states, eqx.is_array)
+
+    def body(arrays, key):
+        net = eqx.combine(arrays, static, rest)
+        keys = jax.random.split(key, LANES)
+        net, _ = call(net, keys, in_axes=delta)
+        return eqx.filter(eqx.filter(net, delta.filter_spec), eqx.is_array), None
+
+    arrays, _ = jax.lax.scan(body, arrays, keys)
+    expected = oracle.vmap_call(tree, "step", keys, axes=axes)
+    known = oracle.leaves_by_path(delta.in_axes)
+    for key in keys:
+        now = [known.get(path) for path in oracle.leaves_by_path(expected)]
+        split = jax.random.split(key, LANES)
+        expected = oracle.vmap_call(expected, "step", split, axes=now)
+    oracle.assert_same(eqx.combine(arrays, static, rest), expected)

@@ -17,6 +17,7 @@ import chorax
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("in_32_bits")
 def test_code(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope = {}
@@ -35,6 +36,7 @@ def test_code(capsys):
     assert scope["best"].layers[0].weight.shape == (2, 8, 2)
 
 
+@pytest.mark.usefixtures("in_32_bits")
 def test_the_error_that_it_shows():
     class Neuron(eqx.Module):
         weight: Float[Array, "n"]

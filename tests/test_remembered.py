@@ -73,49 +73,51 @@ MAKERS = {
 
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("count", COUNTS)
-def test_any_number_of_nodes(maker, count, key):
+def test_any_number_of_nodes(maker, count, lane_key):
     net = [MAKERS[maker](i) for i in range(count)]
-    keys = jax.random.split(key, 2)
+    keys = jax.random.split(lane_key, 2)
     expected = oracle.vmap_call(net, "step", keys)
-    for given in (keys, key, keys):
+    for given in (keys, lane_key, keys):
         model, _ = vmap_call_all_fns(net, "step", axis_size=2, key=given)
         oracle.assert_same(model, expected, exact=maker in ("draw", "read"))
-    one, _ = call_all_fns(net, "step", key=key)
-    alone = oracle.call(net, "step", key=key)
+    one, _ = call_all_fns(net, "step", key=lane_key)
+    alone = oracle.call(net, "step", key=lane_key)
     oracle.assert_same(one, alone, exact=maker in ("draw", "read"))
 
 
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("count", [2, 3, 16, 17])
-def test_any_number_of_nodes_in_jit(maker, count, key):
+def test_any_number_of_nodes_in_jit(maker, count, lane_key):
     net = [MAKERS[maker](i) for i in range(count)]
-    keys = jax.random.split(key, 2)
+    keys = jax.random.split(lane_key, 2)
     expected = oracle.vmap_call(net, "step", keys)
 
     @eqx.filter_jit
     def run(net, key):
         return vmap_call_all_fns(net, "step", axis_size=2, key=key)[0]
 
-    oracle.assert_same(run(net, key), expected, exact=maker in ("draw", "read"))
+    oracle.assert_same(run(net, lane_key), expected, exact=maker in ("draw", "read"))
 
 
 @pytest.mark.parametrize("size", [8, 40_000])
-def test_big_arrays(size, key):
+def test_big_arrays(size, lane_key):
     """Beyond some bytes nodes run one by one; nobody can tell."""
     net = [Add(jnp.arange(float(size)) + i, jnp.ones(size)) for i in range(3)]
     net += [Draw(size), Draw(size)]
-    keys = jax.random.split(key, 2)
+    keys = jax.random.split(lane_key, 2)
     expected = oracle.vmap_call(net, "step", keys)
     for jit in (lambda f: f, eqx.filter_jit):
-        run = jit(lambda net: vmap_call_all_fns(net, "step", axis_size=2, key=key)[0])
+        run = jit(
+            lambda net: vmap_call_all_fns(net, "step", axis_size=2, key=lane_key)[0]
+        )
         oracle.assert_same(run(net), expected, exact=False)
 
 
-def test_lanes_in_any_number(key):
+def test_lanes_in_any_number(lane_key):
     net = [Toss() for _ in range(20)]
     for lanes in (1, 3, 5_000):
-        model, _ = vmap_call_all_fns(net, "step", axis_size=lanes, key=key)
-        last = jax.random.split(key, lanes)[-1]
+        model, _ = vmap_call_all_fns(net, "step", axis_size=lanes, key=lane_key)
+        last = jax.random.split(lane_key, lanes)[-1]
         expected: Any = oracle.call(net, "step", key=last)
         for node, one in zip(model, expected, strict=True):
             oracle.assert_same(node.x[-1], one.x)
@@ -343,14 +345,13 @@ def test_bad_use_is_found_again():
         vmap_call_all_fns(net, "step", axis_size=3, in_axes=axes)
 
 
-def test_legacy_and_typed_keys_take_turns(key):
+def test_legacy_and_typed_keys_take_turns(key, legacy_key):
     net = [Draw(2) for _ in range(20)]
-    legacy = jax.random.PRNGKey(0)
     for _ in range(2):
         typed, _ = vmap_call_all_fns(net, "step", axis_size=3, key=key)
-        other, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy)
+        other, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy_key)
         many, _ = vmap_call_all_fns(
-            net, "step", axis_size=3, key=jax.random.split(legacy, 3)
+            net, "step", axis_size=3, key=jax.random.split(legacy_key, 3)
         )
         oracle.assert_same(typed, other)
         oracle.assert_same(typed, many)

@@ -25,7 +25,7 @@ MEMBERS = 5
 
 def data():
     images, labels = load_digits(return_X_y=True)
-    images = jnp.asarray((images / 16.0).reshape(-1, 1, 8, 8), jnp.float32)
+    images = jnp.asarray((images / 16.0).reshape(-1, 1, 8, 8))
     labels = jnp.asarray(labels)
     return images[:512], labels[:512], images[512:1024], labels[512:1024]
 

@@ -62,9 +62,7 @@ class Net(eqx.Module):
 def digits():
     x, y = load_digits(return_X_y=True)
     # Eight rows of eight pixels: a sequence in time.
-    return jnp.asarray(x[:32].reshape(32, 8, 8) / 16.0, jnp.float32), jnp.asarray(
-        y[:32], jnp.int32
-    )
+    return jnp.asarray(x[:32].reshape(32, 8, 8) / 16.0), jnp.asarray(y[:32])
 
 
 def loss_with_chorax(net, x, y, key):

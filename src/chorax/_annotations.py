@@ -7,7 +7,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 
-from ._axes import check_lengths, resolve_axes
+from ._axes import resolve_axes
 from ._delta import plain_axes
 from ._draft import Ref
 from ._fits import Misfit, Scope
@@ -26,12 +26,13 @@ from ._kind import (
     spec_of,
     StaticSpec,
 )
-from ._lane_axes import lane_count
+from ._lane_axes import agreed_count
 from ._levels import in_levels, levels_of
 from ._memo import Cell, exact_structure, kind_cell
 from ._misfits import misfit_message, Sight
 from ._nodes import walk_nodes
 from ._paths import Path
+from ._show import named
 
 
 class AnnotationError(TypeError):
@@ -78,14 +79,11 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
     walked = walk_nodes(model)
     if not walked.nodes:
         raise ValueError(
-            "There is nothing to check: the model has no `eqx.Module` in it, but is a "
-            f"{type(model).__name__}."
+            "There is nothing to check: the model has no `eqx.Module` in it, but is "
+            f"{named(model)}."
         )
     axes = resolve_axes(model, plain_axes(in_axes), "in_axes")
-    sizes = map(lane_count, walked.leaves, axes)
-    size = next((count for count in sizes if count is not None), None)
-    if size is not None:
-        check_lengths(model, axes, size, "in_axes")
+    size = agreed_count(walked.leaves, walked.structure, axes, "in_axes")
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
     sight = Sight("", size, _BATCHED)
     draft = walked.draft()

@@ -7,14 +7,14 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._paths import dotted, Path, walk
+from ._paths import dotted, Path, place, walk
 from ._typed import typed
 
 
 T = TypeVar("T")
 
 
-@typed
+@typed(mappings="a mapping from paths to values, as `delta.to_dict()` makes")
 def assign_state_values(
     target: T, *mappings: Mapping[Any, Any]
 ) -> tuple[T, list[Any], list[str]]:
@@ -63,7 +63,11 @@ def assign_state_values(
     for key, value in ((k, v) for mapping in mappings for k, v in mapping.items()):
         found = _find(key, by_path, by_name)
         if found is not None:
-            leaves[found] = _value(value, leaves[found])
+            try:
+                leaves[found] = _value(value, leaves[found])
+            except Exception as error:
+                error.add_note(f"Raised by the value for {place(places[found])}.")
+                raise
             named.add(found)
         elif key not in unexpected:
             unexpected.append(key)

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from ._paths import leaf_paths, Level, open_level, Path, place
+from ._show import short, shown, with_article
 
 
 Axes = tuple[int | None, ...]
@@ -25,7 +26,7 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
         if axis is None or isinstance(axis, int) or _is_rule(axis):
             leaves = jtu.tree_leaves(part)
             if callable(axis):
-                axes += [_checked(axis(leaf), name, path) for leaf in leaves]
+                axes += [_axis_by(axis, leaf, name, path) for leaf in leaves]
             else:
                 axes += [_checked(axis, name, path)] * len(leaves)
             continue
@@ -83,7 +84,7 @@ def check_leaf_lengths(
         where = f"`{name}` maps {place(path)} along axis {axis}"
         if not eqx.is_array(leaf):
             raise ValueError(
-                f"{where}, but it is no array: {leaf!r} of type {type(leaf).__name__}. "
+                f"{where}, but it is no array: {shown(leaf)}. "
                 "Use `None` there, or `eqx.if_array(0)` to map the arrays only."
             )
         found = f"has {shape[axis]} there" if in_range else "has no such axis"
@@ -95,8 +96,8 @@ def check_leaf_lengths(
 
 def _show(tree: Any, level: Level | None) -> str:
     if level is None:
-        return f"{tree!r}" if not eqx.is_array(tree) else "an array"
-    return f"a {type(tree).__name__} of {list(level.keys)}"
+        return short(tree) if not eqx.is_array(tree) else "an array"
+    return f"{with_article(type(tree).__name__)} of {short(list(level.keys))}"
 
 
 def _is_rule(axis: Any) -> bool:
@@ -105,10 +106,19 @@ def _is_rule(axis: Any) -> bool:
     return callable(axis) and not isinstance(axis, eqx.Module)
 
 
+def _axis_by(rule: Any, leaf: Any, name: str, path: Path) -> int | None:
+    try:
+        axis = rule(leaf)
+    except Exception as error:
+        error.add_note(f"Raised by the function in `{name}` at {place(path)}.")
+        raise
+    return _checked(axis, name, path)
+
+
 def _checked(axis: Any, name: str, path: Path) -> int | None:
     if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
         return axis
     raise TypeError(
         f"`{name}` must hold `None`, integers and functions of a leaf, as in "
-        f"`eqx.filter_vmap`, but has {axis!r} at {place(path)}."
+        f"`eqx.filter_vmap`, but has {short(axis)} at {place(path)}."
     )

@@ -19,7 +19,6 @@ from ._checks import (
 from ._collective import run_collective
 from ._delta import StateDelta
 from ._request import Request
-from ._typed import typed
 from .filters import Filter
 
 
@@ -74,7 +73,6 @@ def vmap_call_all_fns(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-@typed
 def vmap_call_all_fns(
     target: Any,
     fn_name: Any,
@@ -92,8 +90,8 @@ def vmap_call_all_fns(
     in_axes: Any = None,
     args_in_axes: Any = None,
     kwargs_in_axes: Any = None,
-    axis_name: Hashable = None,
-    spmd_axis_name: Hashable = None,
+    axis_name: Any = None,
+    spmd_axis_name: Any = None,
     chunk_size: Any = None,
 ) -> Any:
     """Calls one method on every module of a model, in many lanes at once.

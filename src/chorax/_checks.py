@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args, Literal, TypeAlias
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._kind import Lanes
+from ._show import short, shown
 from .filters import Predicate, to_predicate
 
 
@@ -20,7 +20,7 @@ def check_function(fn_name: Any) -> str | Callable[..., Any]:
     if not isinstance(fn_name, str) and not callable(fn_name):
         raise TypeError(
             "`fn_name` must be the name of a method or a callable `(node, *args, "
-            f"**kwargs) -> node`, but got {_show(fn_name)}."
+            f"**kwargs) -> node`, but got {shown(fn_name)}."
         )
     return fn_name
 
@@ -31,12 +31,12 @@ def check_kwargs(kwargs: Any) -> dict[str, Any]:
         return {}
     if not isinstance(kwargs, Mapping):
         raise TypeError(
-            f"`kwargs` must be a mapping or `None`, but got {_show(kwargs)}."
+            f"`kwargs` must be a mapping or `None`, but got {shown(kwargs)}."
         )
     given = cast(Mapping[Any, Any], kwargs)
     names = [name for name in given if not isinstance(name, str)]
     if names:
-        raise TypeError(f"`kwargs` must have `str` keys, but has {names}.")
+        raise TypeError(f"`kwargs` must have `str` keys, but has {short(names)}.")
     return dict(given)
 
 
@@ -46,7 +46,7 @@ def check_mode(fn_if_not_exist: Any) -> IfNotExist:
     if not isinstance(fn_if_not_exist, str) or fn_if_not_exist not in modes:
         raise ValueError(
             f"`fn_if_not_exist` must be one of {', '.join(map(repr, modes))}, but got "
-            f"{fn_if_not_exist!r}."
+            f"{short(fn_if_not_exist)}."
         )
     return cast(IfNotExist, fn_if_not_exist)
 
@@ -64,7 +64,7 @@ def check_tag(state_tag: Any) -> str | None:
     """The tag of written leaves."""
     if state_tag is not None and not isinstance(state_tag, str):
         raise TypeError(
-            f"`state_tag` must be a `str` or `None`, but got {_show(state_tag)}."
+            f"`state_tag` must be a `str` or `None`, but got {shown(state_tag)}."
         )
     return state_tag
 
@@ -74,6 +74,8 @@ def check_lanes(
 ) -> Lanes:
     """The lanes that a batched call asks for."""
     size = _positive(axis_size, "axis_size", "the number of lanes")
+    _check_name(axis_name, "axis_name")
+    _check_name(spmd_axis_name, "spmd_axis_name")
     if chunk_size is not None:
         if axis_name is not None:
             raise ValueError(
@@ -85,34 +87,57 @@ def check_lanes(
 
 
 def check_where(where: Any, size: int) -> jax.Array | None:
-    """The mask of lanes, shape `(size,)`."""
-    if where is None:
+    """The mask of lanes, shape `(size,)`; `None` for all of them."""
+    return None if where is None else check_mask(where, size, "where")
+
+
+def check_mask(mask: Any, size: int, name: str) -> jax.Array:
+    """A mask of lanes, shape `(size,)`."""
+    expected = f"`{name}` must be a boolean array of shape ({size},), one entry a lane"
+    array = as_array(mask)
+    if array is None:
+        raise TypeError(f"{expected}, but got {shown(mask)}.")
+    if array.shape != (size,):
+        raise ValueError(f"{expected}, but its shape is {array.shape}.")
+    if array.dtype != np.bool_:
+        raise TypeError(f"{expected}, but its dtype is {array.dtype}.")
+    return jnp.asarray(array)
+
+
+def as_array(x: Any) -> Any:
+    """An array, or a list or tuple of numbers as one; `None` for all else."""
+    if isinstance(x, jax.Array | np.ndarray):
+        return cast(Any, x)
+    if not isinstance(x, list | tuple):
         return None
-    expected = f"`where` must be a boolean array of shape ({size},), one entry a lane"
-    if not eqx.is_array(where) and not isinstance(where, list | tuple):
-        raise TypeError(f"{expected}, but got {_show(where)}.")
-    mask = jnp.asarray(where)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"{expected}, but its dtype is {mask.dtype}.")
-    if mask.shape != (size,):
-        raise ValueError(f"{expected}, but its shape is {mask.shape}.")
-    return mask
+    items = cast("list[Any]", x)
+    try:
+        is_jax = any(isinstance(item, jax.Array) for item in items)
+        return jnp.asarray(items) if is_jax else np.asarray(items)
+    except Exception:  # JAX shows what it can't take, by a `repr` that may raise.
+        return None
 
 
 def check_flag(value: Any, name: str) -> bool:
     """A `bool`, and nothing that passes for one."""
     if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be `True` or `False`, but got {_show(value)}.")
+        raise TypeError(f"`{name}` must be `True` or `False`, but got {shown(value)}.")
     return value
+
+
+def _check_name(name: Any, parameter: str) -> None:
+    try:
+        hash(name)
+    except Exception:
+        raise TypeError(
+            f"`{parameter}` must be the name of an axis, as `jax.vmap` takes, which "
+            f"can be hashed, but got {shown(name)}."
+        ) from None
 
 
 def _positive(value: Any, name: str, meaning: str) -> int:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value <= 0:
-        got = "it is missing" if value is None else f"got {_show(value)}"
+        got = "it is missing" if value is None else f"got {shown(value)}"
         raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
     return int(cast(int, value))
-
-
-def _show(x: Any) -> str:
-    return f"{x!r} of type {type(x).__name__}"

@@ -6,10 +6,13 @@ does not read. Their traces are then equal equation by equation: one computation
 is compiled once.
 """
 
+import contextlib
 import dataclasses
 import functools
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Mapping
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any, cast
 
 import jax
@@ -17,7 +20,7 @@ import jax.core
 import jax.extend.core as jec
 import numpy as np
 
-from ._memo import computation_cell, exact_type
+from ._memo import exact_type
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,15 +58,31 @@ class Computation:
         return functools.lru_cache(maxsize=128)(call)
 
 
+# Threads that trace the same at once get the same computation. Not a plain `Lock`: a
+# collection of garbage may run anybody's code within.
+_ONE_BY_ONE = threading.RLock()
+_living = weakref.WeakValueDictionary[Hashable, Computation]()
+
+
 def computation_of(closed: jec.ClosedJaxpr) -> Computation:
     """The computation of a trace: one that was there already if it is equal."""
     try:
-        cell = computation_cell(_token(closed))
+        token = _token(closed)
+        with _ONE_BY_ONE:
+            found = _living.get(token)
+            if found is None:
+                found = _living[token] = Computation(closed)
     except TypeError:
         return Computation(closed)
-    if cell.value is None:
-        cell.value = Computation(closed)
-    return cell.value
+    _keep(found)
+    return found
+
+
+@functools.lru_cache(maxsize=128)
+def _keep(computation: Computation) -> None:
+    """Keeps the latest alive beyond the functions that they are traces of: where a
+    function is made anew for each call, what is compiled for it is not."""
+    del computation
 
 
 def _token(closed: Any) -> Hashable:
@@ -103,6 +122,9 @@ def _parameter(value: Any) -> Hashable:
     if isinstance(value, jec.Jaxpr | jec.ClosedJaxpr):
         return _token(value)
     kind = cast("type[Any]", type(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return kind, tuple([_parameter(getattr(value, name, None)) for name in names])
     if isinstance(value, tuple | list):
         return kind, tuple(map(_parameter, cast("tuple[Any, ...]", value)))
     if isinstance(value, Mapping):
@@ -113,6 +135,7 @@ def _parameter(value: Any) -> Hashable:
         if value.__closure__ is not None or "<" in value.__qualname__:
             raise TypeError("Not to be compared.")
         return value
-    if isinstance(value, MethodType | functools.partial):
+    # A mesh can be called only as the decorator that it is too.
+    if callable(value) and not isinstance(value, type | contextlib.ContextDecorator):
         raise TypeError("Not to be compared.")
     return exact_type(value), value

@@ -147,7 +147,8 @@ class StateDelta(eqx.Module, Generic[T]):
         sizes = {self.axis_size, later.axis_size} - {None}
         if len(sizes) > 1:
             raise ValueError(
-                f"These deltas have {self.axis_size} and {later.axis_size} lanes."
+                f"These deltas have {self.axis_size} and {later.axis_size} lanes. Only "
+                "what was written in the same lanes goes into one delta."
             )
         earlier = {row[0]: row[1:] for row in self.leaves()}
         axes = dict(zip(earlier, self._axes, strict=True))
@@ -206,7 +207,7 @@ class StateDelta(eqx.Module, Generic[T]):
         ]
 
 
-@typed
+@typed(delta="a `StateDelta`, as collective calls and `diff` return")
 def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
     """Puts the written values of a delta into a model.
 

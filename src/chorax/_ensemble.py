@@ -11,6 +11,7 @@ from ._holder import LaneHolder
 from ._lane_axes import count_lanes, lane_axes, take_lanes
 from ._paths import leaf_paths
 from ._replace import replace
+from ._typed import typed
 
 
 M = TypeVar("M")
@@ -71,6 +72,7 @@ class Ensemble(LaneHolder, Generic[M]):
         axes = [known.get(path) for path in leaf_paths(structure)]
         return cast(M, jtu.tree_unflatten(structure, axes))
 
+    @typed(fn="a function `(model, *args, **kwargs)`")
     def vmap(
         self,
         fn: Callable[..., Any],

@@ -17,6 +17,7 @@ from ._nodes import Walked
 from ._paths import first_difference, leaf_paths, Path, place
 from ._plan import Plan
 from ._request import Request
+from ._show import short
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ def _check_kept(placed: Sequence[Placed], plan: Plan, walked: Walked) -> None:
 
 def _unlike(old: Any, new: ArraySpec) -> str | None:
     if not isinstance(old, ArraySpec):
-        return f"there was no array before, but {old.value!r}"
+        return f"there was no array before, but {short(old.value)}"
     before, after = old.struct, new.struct
     if (before.shape, before.dtype) == (after.shape, after.dtype):
         return None

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._paths import Path, path_words
+from ._show import shown
 
 
 @functools.partial(
@@ -89,21 +90,22 @@ def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
     if key is None:
         return None
     if not eqx.is_array(key) or not (_is_typed(key) or key.dtype == np.uint32):
+        many = "" if size is None else ", or an array of them, one a lane"
         raise TypeError(
-            "`key` must be a PRNG key, as `jax.random.key(0)` makes, or an array of "
-            f"them, one a lane; got {_show(key)}."
+            f"`key` must be a PRNG key, as `jax.random.key(0)` makes{many}; got "
+            f"{shown(key)}."
         )
-    key = key if isinstance(key, jax.Array) else jnp.asarray(key)
     # A legacy key is an array of words: the last axis is the key's own.
     words = _words_of(key)
     if words and key.shape[key.ndim - len(words) :] != words:
         raise ValueError(
             f"`key` must be a PRNG key, of which a legacy one has shape {words}, or an "
-            f"array of them; got {_show(key)}."
+            f"array of them; got {shown(key)}."
         )
     shape = key.shape[: key.ndim - len(words)]
+    array = key if isinstance(key, jax.Array) else jnp.asarray(key)
     if shape == ():
-        return LaneKeys(key, size, is_split=False)
+        return LaneKeys(array, size, is_split=False)
     if size is None:
         raise ValueError(
             f"`key` must be one PRNG key, but got an array of them of shape {shape}. "
@@ -114,7 +116,15 @@ def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
             f"`key` must be one PRNG key or an array of `axis_size` keys, one a lane: "
             f"expected shape ({size},), got {shape}."
         )
-    return LaneKeys(key, size, is_split=True)
+    return LaneKeys(array, size, is_split=True)
+
+
+def check_key(key: Any) -> None:
+    """Raises unless it is one PRNG key."""
+    if lane_keys(key, None) is None:
+        raise TypeError(
+            "`key` must be a PRNG key, as `jax.random.key(0)` makes; got `None`."
+        )
 
 
 def path_table(paths: Sequence[Path]) -> Any:
@@ -138,9 +148,3 @@ def _is_typed(key: Any) -> bool:
 def _words_of(key: Any) -> tuple[int, ...]:
     """The axes of a key itself: none of a typed one, the words of a legacy one."""
     return () if _is_typed(key) else jax.random.key_data(jax.random.key(0)).shape
-
-
-def _show(x: Any) -> str:
-    if eqx.is_array(x):
-        return f"an array of dtype {x.dtype} and shape {x.shape}"
-    return f"{x!r} of type {type(x).__name__}"

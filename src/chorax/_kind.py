@@ -12,6 +12,7 @@ from typing import Any, cast, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
@@ -63,10 +64,9 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
     """What a trace has to know of a leaf."""
     if not eqx.is_array(leaf):
         return StaticSpec(leaf)
-    try:
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
-    except TypeError:
-        return StaticSpec(leaf)  # A NumPy array of strings, say.
+    if _is_foreign(leaf):
+        return StaticSpec(leaf)
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
     shape = list(leaf.shape)
     if axis is not None:
         del shape[axis]
@@ -78,6 +78,15 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
         host = cast(Any, leaf).dtype
     struct = jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak)
     return ArraySpec(struct, axis, host)
+
+
+def _is_foreign(leaf: Any) -> bool:
+    """Whether it is a NumPy array that JAX does not take: of strings, say."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return False
+    dtype: Any = cast(Any, leaf).dtype
+    is_number = jnp.issubdtype(dtype, np.number) and dtype.kind != "m"
+    return not is_number and dtype != np.bool_
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

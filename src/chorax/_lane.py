@@ -25,6 +25,7 @@ from ._kind import (
     StaticSpec,
 )
 from ._paths import leaf_paths, Path, place
+from ._show import named, with_article
 
 
 def call_lane(
@@ -136,7 +137,7 @@ def _call_once(
         if not _is_pair(result):
             raise TypeError(
                 f"{where} must return `(node, aux)`, since `has_aux=True`, but "
-                f"returned {_name(result)}."
+                f"returned {named(result)}."
             )
         result, aux = result
     _check_result(result, node, where, call.has_aux)
@@ -192,14 +193,14 @@ def _fill(spec: Spec, arrays: Any) -> Any:
 
 
 def _check_result(result: Any, node: Any, where: str, has_aux: bool) -> None:
-    expected = f"a {type(node).__name__}"
+    expected = with_article(type(node).__name__)
     if type(result) is type(node):
         return
     cure = "Return the updated node, or `return self` if nothing changes."
     if not has_aux and _is_pair(result):
         cure = f"{cure} To return `(node, aux)`, pass `has_aux=True`."
     raise TypeError(
-        f"{where} must return {expected}, but returned {_name(result)}. {cure}"
+        f"{where} must return {expected}, but returned {named(result)}. {cure}"
     )
 
 
@@ -224,7 +225,3 @@ def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
             pending.extend(cast(Sequence[Any], part))
         elif isinstance(part, Mapping):
             pending.extend(cast(Mapping[Any, Any], part).values())
-
-
-def _name(x: Any) -> str:
-    return "`None`" if x is None else f"a {type(x).__name__}"

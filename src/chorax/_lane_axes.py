@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from ._axes import Axes, check_lengths, resolve_axes
+from ._axes import Axes, check_leaf_lengths, resolve_axes
+from ._checks import as_array
 from ._delta import plain_axes, StateDelta
+from ._paths import leaf_paths, place
+from ._show import shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,14 +42,13 @@ def lane_axes(batched: Any, axes: Any, axis_size: int | None = None) -> LaneAxes
         axis_size = cast("StateDelta[Any]", axes).axis_size
     leaves, structure = jtu.tree_flatten(batched)
     found = resolve_axes(batched, plain_axes(axes), "axes")
-    sizes = [lane_count(x, axis) for x, axis in zip(leaves, found, strict=True)]
-    size = next((n for n in sizes if n is not None), axis_size)
+    told = agreed_count(leaves, structure, found, "axes")
+    size = axis_size if told is None else told
     if size is None:
         raise ValueError(
             "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` "
             "or the tree of axes that came with the batched model."
         )
-    check_lengths(batched, found, size, "axes")
     counted = tuple(
         None if axis is None else axis % x.ndim
         for x, axis in zip(leaves, found, strict=True)
@@ -74,17 +77,35 @@ def _shape_only(which: Any) -> Any:
     return np.zeros(which.shape, int) if is_traced else which
 
 
-def lane_count(leaf: Any, axis: int | None) -> int | None:
-    """How many lanes a leaf has; 1 where it has no such axis, for others to refuse."""
-    if axis is None:
+def agreed_count(
+    leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, name: str
+) -> int | None:
+    """How many lanes all mapped leaves have; `None` if there is none. Errors if they
+    disagree."""
+    if all(axis is None for axis in axes):
         return None
-    shape = leaf.shape if eqx.is_array(leaf) else ()
-    return shape[axis] if -len(shape) <= axis < len(shape) else 1
+    counts = list(map(_lane_count, leaves, axes))
+    told = next((i for i, count in enumerate(counts) if count is not None), None)
+    size = 1 if told is None else cast(int, counts[told])
+    try:
+        check_leaf_lengths(leaves, structure, axes, size, name)
+    except ValueError as error:
+        if told is not None:
+            error.add_note(f"{place(leaf_paths(structure)[told])} has {size} lanes.")
+        raise
+    return size
+
+
+def _lane_count(leaf: Any, axis: int | None) -> int | None:
+    if axis is None or not eqx.is_array(leaf):
+        return None
+    shape: tuple[int, ...] = leaf.shape
+    return shape[axis] if -len(shape) <= axis < len(shape) else None
 
 
 def _checked_index(index: Any, size: int) -> Any:
     if isinstance(index, slice):
-        return cast(Any, index)
+        return _checked_slice(cast(Any, index))
     if isinstance(index, bool | np.bool_):
         raise TypeError("A lane's index must be an integer, but got a `bool`.")
     if hasattr(index, "__index__") and not isinstance(index, jax.Array | np.ndarray):
@@ -92,9 +113,13 @@ def _checked_index(index: Any, size: int) -> Any:
     if not isinstance(index, jax.Array | np.ndarray | list | tuple):
         raise TypeError(
             "Lanes are taken by an integer, a slice, a mask or an array of indices, "
-            f"but got {index!r} of type {type(index).__name__}."
+            f"but got {shown(index)}."
         )
-    array = _as_array(index)
+    array = as_array(index)
+    if array is None:
+        raise TypeError(f"Lanes are taken by integers, but got {shown(index)}.")
+    if array.size == 0 and isinstance(index, list | tuple):
+        array = array.astype(np.int32)  # NumPy makes floats of an empty list.
     if array.ndim > 1:
         raise ValueError(
             "Lanes are taken by indices along one axis, but got the shape "
@@ -103,7 +128,8 @@ def _checked_index(index: Any, size: int) -> Any:
     if array.dtype == np.bool_:
         return _where_true(array, size)
     if not jnp.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"Lanes are taken by integers, but got {array.dtype}.")
+        got = array.dtype if array is index else shown(index)
+        raise TypeError(f"Lanes are taken by integers, but got {got}.")
     is_traced = isinstance(index, jax.core.Tracer)
     if not is_traced:
         for each in np.asarray(array).reshape(-1).tolist():
@@ -111,13 +137,16 @@ def _checked_index(index: Any, size: int) -> Any:
     return array
 
 
-def _as_array(index: Any) -> Any:
-    if isinstance(index, jax.Array):
-        return index
-    array = np.asarray(index)
-    # NumPy makes floats of an empty list.
-    is_empty_list = array.size == 0 and not isinstance(index, np.ndarray)
-    return array.astype(np.int32) if is_empty_list else array
+def _checked_slice(index: Any) -> Any:
+    for entry in (index.start, index.stop, index.step):
+        try:
+            operator.index(0 if entry is None else entry)
+        except TypeError:
+            raise TypeError(
+                "A slice of lanes takes integers, known while tracing, but got "
+                f"{shown(entry)}. An array of indices may be traced."
+            ) from None
+    return index
 
 
 def _where_true(mask: Any, size: int) -> Any:

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._paths import first_difference, place
+from ._show import named, short
 
 
 def check_structures(
@@ -34,7 +35,7 @@ def check_alike(one: Any, other: Any, places: str, axis: int | None = None) -> N
     for x in (one, other):
         if not eqx.is_array(x):
             raise ValueError(
-                f"{places} differ: one is no array, but a {type(x).__name__}, {x!r}."
+                f"{places} differ: one is no array, but {named(x)}, {short(x)}."
             )
         shape = list(x.shape)
         if axis is not None and axis < len(shape):
@@ -64,8 +65,8 @@ def check_same(one: Any, other: Any, places: str) -> None:
         return
     if type(one) is not type(other) or eqx.is_array(one) or not _equal(one, other):
         raise ValueError(
-            f"{places} differ: {one!r} against {other!r}. What is no array is shared "
-            "by all lanes; make it an array to have one a lane."
+            f"{places} differ: {short(one)} against {short(other)}. What is no array "
+            "is shared by all lanes; make it an array to have one a lane."
         )
 
 

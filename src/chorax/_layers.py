@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from ._keys import check_key
 from ._nodes import is_tied
 from ._replace import replace
 from ._reset import reset_parameters
@@ -26,7 +27,7 @@ def _rule(kind: type, *names: str) -> Callable[[Builder], Builder]:
     """Registers a builder for a layer whose fields of these names are parameters."""
 
     def decorate(build: Builder) -> Builder:
-        def rule(node: Any, *, key: jax.Array) -> Any:
+        def rule(node: Any, *, key: Any) -> Any:
             return _redraw(node, key, build, names)
 
         rule.__qualname__ = "reset_parameters"  # As errors of its arguments name it.
@@ -207,8 +208,9 @@ def _weight_norm(
     raise _of_another_shape(node, "g", old.shape, "those of its layer's weight")
 
 
-def _redraw(node: Any, key: jax.Array, build: Builder, names: Sequence[str]) -> Any:
+def _redraw(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
     """The node with those of its fields that are parameters from a layer built anew."""
+    check_key(key)
     old = {name: _content(node, name) for name in names}
     old = {name: value for name, value in old.items() if value is not None}
     if not old:

@@ -2,8 +2,11 @@
 
 Tracing a kind runs the user's Python, so its outcome is kept for as long as the same
 kind comes again. The memory is bounded, is keyed by values, and keeps no array alive:
-of a function, whose closure may hold arrays, it has only a weak reference, and what was
-traced with a function goes when the function goes.
+of functions and other objects that are equal only to themselves, which may hold arrays,
+it has weak references, and what was traced with one of them goes when it goes. Three
+things stay until enough else has come: what is static in a structure, as `jax.jit`
+keeps it; what a method itself has made that is no array, a closure say; and a function
+whose own trace leads back to it, as a rule of `jax.custom_jvp` may.
 """
 
 import dataclasses
@@ -11,7 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set as AbstractSet
 from numbers import Number
-from types import FunctionType
+from types import MethodType
 from typing import Any, cast
 
 import equinox as eqx
@@ -36,35 +39,37 @@ def _new_cell(key: object) -> Cell:
     pending = [key]
     while pending:
         part = pending.pop()
-        if isinstance(part, _WeakFunction):
-            part.cells.add(cell)
+        if isinstance(part, _WeakObject):
+            part.cells.append(weakref.ref(cell))
         elif isinstance(part, tuple):
             pending.extend(cast(Iterable[Any], part))
     return cell
 
 
-# The cells of kinds, of whole calls, and of what kinds compute, by their keys;
-# `TypeError` where a key can't be hashed.
+# The cells of kinds and of whole calls, by their keys; `TypeError` where a key can't be
+# hashed.
 kind_cell = functools.lru_cache(maxsize=1024)(_new_cell)
 recipe_cell = functools.lru_cache(maxsize=64)(_new_cell)
-computation_cell = functools.lru_cache(maxsize=1024)(_new_cell)
 
 
-class _WeakFunction(weakref.ref[Any]):
-    """Equal for the same living function; empties its cells when the function dies."""
+class _WeakObject(weakref.ref[Any]):
+    """Equal for the same living object; empties its cells when the object dies."""
 
     __slots__ = ("cells",)
-    cells: weakref.WeakSet[Cell]
+    cells: list[weakref.ref[Cell]]
 
-    def __new__(cls, function: Any, callback: Callable[[Any], None]) -> "_WeakFunction":
-        self = super().__new__(cls, function, callback)
-        self.cells = weakref.WeakSet()
+    def __new__(cls, value: Any, callback: Callable[[Any], None]) -> "_WeakObject":
+        self = super().__new__(cls, value, callback)
+        self.cells = []
         return self
 
 
-def _forget(function: _WeakFunction) -> None:
-    for cell in function.cells:
-        cell.value = None
+def _forget(dead: _WeakObject) -> None:
+    # At any time and in any thread: who reads a cell reads it once.
+    for reference in dead.cells:
+        cell = reference()
+        if cell is not None:
+            cell.value = None
 
 
 def fingerprint(value: Any) -> Hashable:
@@ -72,10 +77,14 @@ def fingerprint(value: Any) -> Hashable:
 
     Python's own equality is too coarse: `1 == 1.0 == True` and `0.0 == -0.0`.
     """
-    if isinstance(value, FunctionType | functools.partial):
-        return _WeakFunction(value, _forget)
+    kind = cast("type[Any]", type(value))
     if isinstance(value, Number):
-        return type(value), repr(value)
+        return kind, repr(value)
+    if isinstance(value, MethodType):
+        # A new object each time that it is looked up.
+        return kind, fingerprint(value.__self__), fingerprint(value.__func__)
+    if kind.__eq__ is object.__eq__ and kind.__weakrefoffset__:
+        return _WeakObject(value, _forget)
     return exact_type(value), value
 
 
@@ -84,10 +93,14 @@ _PLAIN = frozenset({int, bool, str, type(None)})
 
 
 def exact_type(value: object) -> Hashable:
-    """What tells apart values that are equal: their types, all the way down."""
+    """What tells apart values that are equal: their types, all the way down.
+
+    `TypeError` for what can't be hashed: it may be another value by the next call.
+    """
     kind = type(value)
     if kind in _PLAIN:
         return kind
+    hash(value)
     if isinstance(value, np.ndarray | jax.Array):
         # Equal only element by element, and not to be kept alive.
         raise TypeError("An array can't be a part of a key.")
@@ -116,7 +129,8 @@ def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
         part = pending.pop()
         data = part.node_data()
         if data is not None:
-            types.append(exact_type(data[1:]))
+            # JAX keeps the keys of a dictionary as a list.
+            types.append(exact_type(tuple(data[1]) if data[0] is dict else data[1]))
             pending.extend(part.children())
     return structure, tuple(types)
 

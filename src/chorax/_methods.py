@@ -9,9 +9,10 @@ from typing import Any
 
 import equinox as eqx
 
-from ._memo import fingerprint
+from ._memo import fingerprint, kind_cell
 from ._order import level_of
 from ._paths import Path, place
+from ._show import named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ def find_method(
     # Fields that hold a callable, wrapped methods, properties, `__getattr__`.
     try:
         value = getattr(node, name)
-    except AttributeError as error:
-        if definition is None:
+    except Exception as error:
+        if definition is None and isinstance(error, AttributeError):
             return None
         error.add_note(
             f"Raised by the property `{name}` of {type(node).__name__} at "
@@ -62,7 +63,7 @@ def find_method(
     if not callable(value):
         raise TypeError(
             f"`{name}` of {type(node).__name__} at {place(path)} is not callable, but "
-            f"a {type(value).__name__}. Give the name of a method, or exclude the node."
+            f"{named(value)}. Give the name of a method, or exclude the node."
         )
     if _binds_itself(definition) and name not in vars(node):
         # What binds a wrapped method to its node may hide signature and mark.
@@ -139,6 +140,9 @@ def read_signature(function: Callable[..., Any], bound: bool) -> Signature:
     return Signature(level, True, required, position)
 
 
-@functools.lru_cache(maxsize=1024)
 def _method_signature(definition: FunctionType) -> Signature:
-    return read_signature(definition, bound=False)
+    cell = kind_cell((_method_signature, fingerprint(definition)))
+    signature: Signature | None = cell.value
+    if signature is None:
+        signature = cell.value = read_signature(definition, bound=False)
+    return signature

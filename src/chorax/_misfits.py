@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 from ._fits import Misfit, Trail
 from ._hints import is_array_hint, is_tree_hint
 from ._paths import dotted, Path, place, walk
+from ._show import short, with_article
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +56,16 @@ def _describe(value: Any) -> str:
         return f"{value.dtype} of shape {value.shape}"
     if value is None:
         return "None"
-    kind = f"a {type(value).__name__}"
+    name = type(value).__name__
+    kind = with_article(name)
     if isinstance(value, int | float | complex | str):
-        return f"{kind}, {value!r}"
+        return f"{kind}, {short(value)}"
     if not isinstance(value, list | tuple | dict):
         return kind
     rows = [(path, x) for path, x, is_leaf in walk(value) if is_leaf]
     shown = [f"`{dotted(path)}`: {_describe(x)}" for path, x in rows[:4]]
     more = [] if len(rows) <= 4 else [f"and {len(rows) - 4} more"]
-    return f"{kind} of {', '.join([*shown, *more])}" if rows else f"an empty {kind[2:]}"
+    return f"{kind} of {', '.join([*shown, *more])}" if rows else f"an empty {name}"
 
 
 def _hint(misfit: Misfit, sight: Sight) -> str:

@@ -6,6 +6,7 @@ from typing import Any, cast, TypeVar
 
 import equinox as eqx
 
+from ._show import shown
 from ._typed import typed
 
 
@@ -13,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _LEVELS = 10
 
 
-@typed
+@typed(level="an integer, as in `@call_order(1)`", check_order_boundary="a `bool`")
 def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F], F]:
     """Marks a method to run after the unmarked ones, by level.
 
@@ -44,22 +45,34 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
     ```
     """
     if isinstance(level, bool):  # Which passes for an `int`.
-        raise TypeError(f"`level` must be an integer, but got {level!r}.")
+        raise TypeError(
+            "`level` of `call_order` must be an integer, as in `@call_order(1)`, but "
+            f"got {shown(level)}."
+        )
     if check_order_boundary and not 0 <= level < _LEVELS:
         raise ValueError(
             f"`level` must be an integer in [0, {_LEVELS}), but got {level}. Pass "
             "`check_order_boundary=False` to use any other."
         )
 
-    def mark(function: F) -> F:
+    def mark(function: Any) -> Any:
         # What `eqx.filter_jit` and its like return is frozen: mark a plain function
         # around it.
         is_frozen = isinstance(function, eqx.Module)
-        marked = _plain_function(function) if is_frozen else cast(Any, function)
-        marked.call_order = level
+        marked = _plain_function(function) if is_frozen else function
+        try:
+            if not callable(marked) or isinstance(marked, type | staticmethod):
+                raise TypeError
+            cast(Any, marked).call_order = level
+        except (AttributeError, TypeError):
+            # A mark would be lost on what stands between the function and its class.
+            raise TypeError(
+                f"`call_order` marks the function of a method, but got "
+                f"{shown(function)}. Put it below other decorators, next to the `def`."
+            ) from None
         return marked
 
-    return mark
+    return cast("Callable[[F], F]", mark)
 
 
 def _plain_function(wrapped: Any) -> Any:

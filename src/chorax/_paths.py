@@ -17,6 +17,8 @@ import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
 
+from ._show import short, with_article
+
 
 Key: TypeAlias = str | int
 Path: TypeAlias = tuple[Key, ...]
@@ -67,9 +69,9 @@ def open_level(tree: Any) -> Level | None:
     keys = tuple(_plain(entry) for (entry,), _ in pairs)
     if len(set(keys)) != len(keys):
         raise ValueError(
-            f"Two children of a {type(tree).__name__} have the same key in a path: "
-            f"{keys}. A key that is neither `str` nor `int` is named by `str(key)`; "
-            "rename one of them."
+            f"Two children of {with_article(type(tree).__name__)} have the same key in "
+            f"a path: {keys}. A key that is neither `str` nor `int` is named by "
+            "`str(key)`; rename one of them."
         )
     return Level(keys, [child for _, child in pairs], shell)
 
@@ -144,7 +146,7 @@ def _describe(item: Any) -> str:
         if item is _LEAF
         else "None"
         if item is None
-        else f"a {type(item).__name__}"
+        else with_article(type(item).__name__)
     )
 
 
@@ -154,7 +156,7 @@ def _static_difference(path: Path, a: Any, b: Any) -> tuple[Path, str, str]:
             if field.metadata.get("static", False):
                 x, y = getattr(a, field.name, None), getattr(b, field.name, None)
                 if jtu.tree_structure(_Static(x)) != jtu.tree_structure(_Static(y)):
-                    return (*path, field.name), repr(x), repr(y)
+                    return (*path, field.name), short(x), short(y)
     return path, _describe(a), f"another {type(b).__name__}"
 
 

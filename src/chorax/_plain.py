@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ._annotations import check_result
 from ._keys import LaneKeys, path_table
@@ -34,16 +35,15 @@ def run_plainly(
 
     def lane(*parts: Any) -> tuple[Any, ...]:
         news, outcome = call_lane(kind, call, parts, path)
-        structs = tuple(
-            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in news
-        )
+        structs = tuple(map(_struct, news))
         seen.append((outcome, structs))
         if lanes is not None:
             # Watched on the side: what watches can't be differentiated in reverse.
             flags.watch([jax.lax.stop_gradient(x) for x in news])
         return tuple(news)
 
-    values = list(inputs)
+    # As in a trace, so that a method can't write into a NumPy array of the target.
+    values: list[Any] = [jnp.asarray(x) for x in inputs]
     specs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
     axes = [spec.axis for spec in specs]
     if kind.gets_key and keys is not None:
@@ -64,3 +64,9 @@ def run_plainly(
     [(outcome, structs)] = seen
     check_result(kind, call, outcome, structs, path)
     return PlainRun(outcome, structs, flags.seen, arrays)
+
+
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    # An array of keys has no such attribute.
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)

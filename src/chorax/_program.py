@@ -7,7 +7,6 @@ little it does, so where there are few nodes, or many kinds of one node each, on
 program for all is both sooner compiled and sooner run.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast, NamedTuple
 
@@ -36,16 +35,10 @@ def program(members: tuple[Member, ...]) -> Callable[..., Sequence[Any]]:
     where it is `None` the nodes' keys go. The outputs of a step are stacks, or those of
     one node after the other.
     """
-    if len(members) > 1:
-        return _shared(members)
-    # It goes with the computation, which may hold arrays, so that nothing keeps it.
+    # It goes with the first computation, so that nothing else keeps what is compiled,
+    # some MB, and the arrays that a computation may hold.
     first = next(iter(members))
     return first.computation.remember(_compile, members)
-
-
-@functools.lru_cache(maxsize=256)
-def _shared(members: tuple[Member, ...]) -> Callable[..., Sequence[Any]]:
-    return _compile(members)
 
 
 def _compile(members: tuple[Member, ...]) -> Callable[..., Sequence[Any]]:

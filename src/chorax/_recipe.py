@@ -35,8 +35,8 @@ class Recipe:
 
     `placed` are the leaves of the result, and `delta` is the structure of the delta,
     whose leaves are the written ones. `judged` are the leaves that are no arrays and
-    may have been written: index before, value after, and whether they are the same
-    object.
+    may have been written: the names of the values before and after, and whether these
+    are the same object.
     """
 
     plan: Plan
@@ -47,7 +47,7 @@ class Recipe:
     changes_structure: bool
     has_mask: bool
     warnings: tuple[str, ...]
-    judged: tuple[tuple[int, Any, bool], ...]
+    judged: tuple[tuple[int, int, bool], ...]
 
     @functools.cached_property
     def is_written(self) -> tuple[bool, ...]:
@@ -70,7 +70,18 @@ class Recipe:
     def holds_for(self, leaves: Sequence[Any]) -> bool:
         """Whether what was written is so for these leaves too, equal to those before
         but maybe not the same objects."""
-        return all((leaves[i] is new) == same for i, new, same in self.judged)
+
+        def value(name: int) -> Any:
+            # Leaves go by their indices, and what methods have made comes after them.
+            if name < len(leaves):
+                return leaves[name]
+            spec = self.plan.specs[name]
+            assert isinstance(spec, StaticSpec)
+            return spec.value
+
+        return all(
+            (leaves[old] is value(new)) == same for old, new, same in self.judged
+        )
 
 
 def find_recipe(
@@ -165,14 +176,14 @@ def _leaf_token(x: Any) -> Hashable:
     return x.aval if isinstance(x, jax.Array) else spec_of(x, None).token
 
 
-def _judged(plan: Plan, placed: Sequence[Placed]) -> list[tuple[int, Any, bool]]:
-    rows: list[tuple[int, Any, bool]] = []
+def _judged(plan: Plan, placed: Sequence[Placed]) -> list[tuple[int, int, bool]]:
+    rows: list[tuple[int, int, bool]] = []
     for leaf in placed:
         if leaf.original is None or leaf.original == leaf.name:
             continue
         old, new = plan.specs[leaf.original], plan.specs[leaf.name]
         if isinstance(old, StaticSpec) and isinstance(new, StaticSpec):
-            rows.append((leaf.original, new.value, not leaf.written))
+            rows.append((leaf.original, leaf.name, not leaf.written))
     return rows
 
 

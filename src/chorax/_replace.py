@@ -11,7 +11,7 @@ from ._typed import typed
 M = TypeVar("M", bound=eqx.Module)
 
 
-@typed
+@typed(module="an `eqx.Module`, an instance and not a class")
 def replace(module: M, /, **fields: Any) -> M:
     """A copy of a module with some fields changed.
 

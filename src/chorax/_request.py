@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
@@ -19,7 +18,7 @@ from ._checks import IfNotExist
 from ._delta import known_axes, plain_axes, StateDelta, tags_by_path
 from ._excludes import Excludes
 from ._keys import LaneKeys
-from ._kind import Call, Lanes, spec_of
+from ._kind import ArraySpec, Call, Lanes, spec_of
 from ._memo import fingerprint
 from ._nodes import Walked
 from ._reset import reset_parameters
@@ -106,7 +105,8 @@ def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]
         admits_stacks=function is reset_parameters,
         extra=_rules(function),
     )
-    return call, [x for x in leaves if eqx.is_array(x)]
+    pairs = zip(leaves, specs, strict=True)
+    return call, [x for x, spec in pairs if isinstance(spec, ArraySpec)]
 
 
 def excluded_leaves(request: Request) -> Excludes | None:
@@ -125,5 +125,6 @@ def _rules(function: Any) -> Any:
     registry = getattr(function, "registry", None)
     if not isinstance(registry, Mapping):
         return None
-    rules = cast(Mapping[Any, Any], registry).items()
-    return tuple((kind, fingerprint(rule)) for kind, rule in rules)
+    # All at once: another thread may be adding one.
+    rules = list(cast(Mapping[Any, Any], registry).items())
+    return tuple([(kind, fingerprint(rule)) for kind, rule in rules])

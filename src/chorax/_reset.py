@@ -4,7 +4,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast, Protocol, runtime_checkable, TypeVar
 
+import equinox as eqx
 import jax
+
+from ._show import shown
 
 
 M = TypeVar("M")
@@ -63,4 +66,10 @@ def reset_parameters(node: M, *, key: jax.Array) -> M:
     ```
     """
     del key
+    if not isinstance(node, eqx.Module):
+        raise TypeError(
+            f"`reset_parameters` takes one layer, but got {shown(node)}. Pass a whole "
+            "model to `call_all_fns(model, reset_parameters, key=key)`, or register a "
+            "rule by `@chorax.reset_parameters.register`."
+        )
     return node

@@ -4,6 +4,8 @@ import html
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from ._show import short
+
 
 # Path, value, lane axis, tags.
 Row: TypeAlias = tuple[str, Any, int | None, frozenset[str]]
@@ -44,7 +46,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     path, value, axis, tags = row
     tag_names = ", ".join(sorted(tags))
     if not _is_array(value):
-        return path, type(value).__name__, _shorten(repr(value)), tag_names, ""
+        return path, type(value).__name__, _shorten(short(value)), tag_names, ""
     shape = list(map(str, value.shape))
     if axis is not None and -len(shape) <= axis < len(shape):
         shape[axis] = f"{shape[axis]} lanes"

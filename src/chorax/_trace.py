@@ -55,12 +55,12 @@ def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
         cell = kind_cell((surroundings()[0], call.token, kind.token))
     except TypeError:
         cell = Cell()  # Something static can't be a key: nothing is remembered.
-    if cell.value is None:
+    trace: Trace | None = cell.value
+    if trace is None:
         trace = _trace(kind, call, path)
-        if not trace.computation.lasts:
-            return trace
-        cell.value = trace
-    return cell.value
+        if trace.computation.lasts:
+            cell.value = trace
+    return trace
 
 
 def _trace(kind: Kind, call: Call, path: Path) -> Trace:

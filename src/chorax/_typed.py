@@ -2,46 +2,56 @@
 
 import functools
 import inspect
-import types
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any, cast, TypeVar
 
-import jaxtyping
-from beartype import beartype
+from beartype.door import is_bearable
+
+from ._show import shown
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def typed(function: F) -> F:
-    """Checks the arguments of a function by jaxtyping and beartype.
+def typed(**expected: str) -> Callable[[F], F]:
+    """Checks arguments by beartype, and says in our own words what was expected.
 
-    By hand for each function, since an import hook would be one for its user's process.
-    Where another error is promised, or one of our own can say more, the parameter is
-    typed `Any` and checked in the function.
-
-    jaxtyping keeps what it has bound for as long as the function that it decorates
-    runs. Ours run the methods of users, who may ask jaxtyping things of their own: so
-    it decorates a function that does nothing, which is called before.
+    By hand for each function, since an import hook would be one for its user's process;
+    an error of such a hook, or of jaxtyping's, would have all of the arguments in it,
+    whole models among them. `expected` has the words for each parameter to check. Where
+    another error is promised, the parameter is checked in the function.
     """
-    nothing: Any = lambda *args, **kwargs: None  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType]  # noqa: E731
-    plain = cast(Any, function)
-    check = types.FunctionType(nothing.__code__, plain.__globals__, plain.__name__)
-    check.__module__, check.__qualname__ = plain.__module__, plain.__qualname__
-    signature = inspect.signature(function)
-    empty = inspect.Signature.empty
-    cast(Any, check).__signature__ = signature.replace(return_annotation=empty)
-    checked = cast(Any, jaxtyping).jaxtyped(check, typechecker=beartype)
-    # Binds no arguments to names, as jaxtyping does in each call, which takes longer
-    # than many a collective call; where it finds a fault jaxtyping has the last word.
-    glance: Callable[..., None] = beartype(check)
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            glance(*args, **kwargs)
-        except Exception:
-            checked(*args, **kwargs)
-        return function(*args, **kwargs)
+    def decorate(function: F) -> F:
+        parameters = inspect.signature(function).parameters
+        hints = typing.get_type_hints(function)
+        indices = {name: index for index, name in enumerate(parameters)}
+        rows = [
+            (indices[name], name, parameters[name].kind, hints[name], words)
+            for name, words in expected.items()
+        ]
+        # Now, and not in a call: beartype makes a check when it is first asked, and
+        # catches warnings for it, those of other threads too.
+        for hint in (hints[name] for name in expected):
+            is_bearable(None, hint)
 
-    return cast(F, call)
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for index, name, kind, hint, words in rows:
+                given: Sequence[Any] = args[index : index + 1]
+                if kind is inspect.Parameter.VAR_POSITIONAL:
+                    given = args[index:]
+                elif name in kwargs and kind is not inspect.Parameter.POSITIONAL_ONLY:
+                    given = (kwargs[name],)
+                for value in given:
+                    if not is_bearable(value, hint):
+                        raise TypeError(
+                            f"`{name}` of `{function.__name__}` must be {words}, but "
+                            f"got {shown(value)}."
+                        )
+            return function(*args, **kwargs)
+
+        return cast(F, call)
+
+    return decorate

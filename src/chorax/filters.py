@@ -25,10 +25,14 @@ import jax.tree_util as jtu
 
 from ._memo import fingerprint
 from ._paths import Path, place, walk
+from ._show import short, shown
 
 
 T = TypeVar("T")
 if TYPE_CHECKING:
+    _Types: TypeAlias = type | tuple[type, ...]
+    _Key: TypeAlias = str | int
+    _Tag: TypeAlias = str
     Filter: TypeAlias = (
         type
         | str
@@ -40,8 +44,8 @@ if TYPE_CHECKING:
         | None
     )
 else:
-    # What is no filter gets the error of `to_predicate`, whoever checks types.
-    Filter: TypeAlias = typing.Any
+    # What is no filter gets an error of ours, whoever checks types.
+    Filter = _Types = _Key = _Tag = typing.Any
 _NO_TAGS: frozenset[str] = frozenset()
 
 
@@ -58,7 +62,7 @@ class Predicate:
 
     def token(self) -> Hashable:
         """What is equal for filters that keep the same; it keeps no function alive."""
-        return self
+        return fingerprint(self)
 
     def __and__(self, other: Filter) -> "All":
         return All(self, other)
@@ -88,19 +92,24 @@ class OfType(Predicate):
     ```
     """
 
-    type: type | tuple[type, ...]
+    type: _Types
 
     def __post_init__(self) -> None:
         kinds = self.type if isinstance(self.type, tuple) else (self.type,)
         if not all(_is_type(kind) for kind in kinds):
             raise TypeError(
-                f"`OfType` takes a type or a tuple of types, but got {self.type!r}."
+                "`OfType` takes a type or a tuple of types, but got "
+                f"{shown(self.type)}."
             )
 
     def __call__(
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
     ) -> bool:
-        return isinstance(x, self.type)
+        try:
+            return isinstance(x, self.type)
+        except Exception as error:
+            _note(error, self.type, path)
+            raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +124,14 @@ class PathContains(Predicate):
     ```
     """
 
-    key: str | int
+    key: _Key
 
     def __post_init__(self) -> None:
         key = typing.cast(object, self.key)
         if not isinstance(key, str | int) or isinstance(key, bool):
             raise TypeError(
                 "`PathContains` takes one key of a path, a `str` or an `int`, but got "
-                f"{self.key!r}."
+                f"{shown(key)}."
             )
 
     def __call__(
@@ -146,16 +155,21 @@ class WithTag(Predicate):
     ```
     """
 
-    tag: str
+    tag: _Tag
 
     def __post_init__(self) -> None:
-        if not isinstance(typing.cast(object, self.tag), str):
-            raise TypeError(f"`WithTag` takes a `str`, but got {self.tag!r}.")
+        tag = typing.cast(object, self.tag)
+        if not isinstance(tag, str):
+            raise TypeError(f"`WithTag` takes a `str`, but got {shown(tag)}.")
 
     def __call__(
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
     ) -> bool:
-        own = getattr(x, "tag", None)
+        try:
+            own = getattr(x, "tag", None)
+        except Exception as error:
+            _note(error, self.tag, path)
+            raise
         if isinstance(own, str):
             return self.tag in tags or own == self.tag
         if isinstance(own, list | tuple | set | frozenset):
@@ -291,7 +305,7 @@ class _Function(Predicate):
             kept = self.function(path, x) if self.takes_path else self.function(x)
             return bool(kept)
         except Exception as error:
-            error.add_note(f"Raised by the filter {self.function!r} at {place(path)}.")
+            _note(error, self.function, path)
             raise
 
 
@@ -367,6 +381,10 @@ def to_filter_spec(tree: T, filter: Filter) -> T:
     return jtu.tree_unflatten(jtu.tree_structure(tree), kept)
 
 
+def _note(error: Exception, filter: object, path: Path) -> None:
+    error.add_note(f"Raised by the filter {short(filter)} at {place(path)}.")
+
+
 def _is_type(x: object) -> bool:
     return isinstance(x, type) and typing.get_origin(x) is None
 
@@ -395,7 +413,7 @@ def _message(filter: object) -> str:
     if callable(filter) and typing.get_origin(filter) is None:
         detail = " whose required positional parameters are not one or two"
     return (
-        f"Not a filter: {filter!r} of type {type(filter).__name__}{detail}. A filter "
+        f"Not a filter: {shown(filter)}{detail}. A filter "
         "is a type, a tag (`str`), a function of `(x)` or of `(path, x)`, a `bool`, "
         "`...`, `None`, or a list or tuple of filters."
     )

@@ -7,8 +7,8 @@ without a lane axis are shared by all lanes. All of it works inside `jit`, `grad
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, cast, SupportsIndex, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast, SupportsIndex, TYPE_CHECKING, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,19 +18,26 @@ import jax.sharding
 import jax.tree_util as jtu
 from jax.typing import ArrayLike
 
-from ._checks import check_filter, check_lanes, check_where
+from ._checks import check_filter, check_lanes, check_mask
 from ._ensemble import Ensemble as Ensemble
 from ._lane_axes import lane_axes, LaneAxes, take_lanes
 from ._lane_checks import check_alike, check_same, check_structures
 from ._paths import leaf_paths, place
+from ._show import shown
 from ._typed import typed
 from .filters import Filter
 
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    AxisSize: TypeAlias = SupportsIndex
+    Mask: TypeAlias = ArrayLike | Sequence[bool]
+else:
+    # What is neither gets an error of ours, whoever checks types.
+    AxisSize = Mask = Any
 
 
-@typed
+@typed(models="an iterable of models")
 def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     """Puts models together as the lanes of one batched model.
 
@@ -60,7 +67,7 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
     ```
     """
-    trees = list(models)
+    trees = _listed(models, "models")
     if not trees:
         raise ValueError("There is nothing to stack: no models were given.")
     keeps = check_filter(share, "share")
@@ -142,7 +149,7 @@ def take(batched: T, axes: Any, index: Any) -> T:
     return take_lanes(lane_axes(batched, axes), index)[0]
 
 
-@typed
+@typed(batches="an iterable of batched models")
 def concatenate(batches: Iterable[T], axes: Any) -> T:
     """Puts batched models one after the other along their lanes.
 
@@ -165,13 +172,19 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
     ```
     """
-    trees = list(batches)
+    trees = _listed(batches, "batches")
     if not trees:
         raise ValueError("There is nothing to concatenate: no models were given.")
     for index, tree in enumerate(trees):
         one, other = jtu.tree_structure(trees[0]), jtu.tree_structure(tree)
         check_structures(one, other, "batch 0", f"batch {index}")
-    parts = [lane_axes(tree, axes) for tree in trees]
+    parts: list[LaneAxes] = []
+    for index, tree in enumerate(trees):
+        try:
+            parts.append(lane_axes(tree, axes))
+        except Exception as error:
+            error.add_note(f"Raised by batch {index}.")
+            raise
     first = parts[0]
     leaves: list[Any] = []
     for place_, axis, column in _columns(parts):
@@ -185,7 +198,7 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
     return first.rebuild(leaves)
 
 
-def where(mask: ArrayLike | Sequence[bool], new: T, old: T, axes: Any) -> T:
+def where(mask: Mask, new: T, old: T, axes: Any) -> T:
     """Chooses lane by lane between two batched models.
 
     With it the lanes that are done begin anew, and the others go on. To call a method
@@ -214,24 +227,26 @@ def where(mask: ArrayLike | Sequence[bool], new: T, old: T, axes: Any) -> T:
     structures = jtu.tree_structure(old), jtu.tree_structure(new)
     check_structures(*structures, "`old`", "`new`")
     before, after = lane_axes(old, axes), lane_axes(new, axes)
-    chosen = check_where(mask, before.size)
-    leaves: list[Any] = []
-    for place_, axis, (kept, fresh) in _columns([before, after]):
+    columns = list(_columns([before, after]))
+    for place_, axis, (kept, fresh) in columns:
         where_ = f"{place_} of `old` and `new`"
+        if axis is not None:
+            check_alike(kept, fresh, where_)
+        elif not eqx.is_array(kept):
+            check_same(kept, fresh, where_)
+    chosen = check_mask(mask, before.size, "mask")
+    leaves: list[Any] = []
+    for _, axis, (kept, fresh) in columns:
         if axis is None:
-            if not eqx.is_array(kept):
-                check_same(kept, fresh, where_)
             leaves.append(kept)
             continue
-        check_alike(kept, fresh, where_)
-        assert chosen is not None
         shape = [1] * kept.ndim
         shape[axis] = before.size
         leaves.append(jnp.where(chosen.reshape(shape), fresh, kept))
     return before.rebuild(leaves)
 
 
-def broadcast(model: T, axis_size: SupportsIndex, filter: Filter = ...) -> tuple[T, T]:
+def broadcast(model: T, axis_size: AxisSize, filter: Filter = ...) -> tuple[T, T]:
     """Gives leaves a lane axis in front, with the same value in every lane.
 
     **Arguments:**
@@ -264,7 +279,7 @@ def broadcast(model: T, axis_size: SupportsIndex, filter: Filter = ...) -> tuple
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
-@typed
+@typed(sharding="a `jax.sharding.NamedSharding`, of a mesh and the name of an axis")
 def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     """Spreads lanes over the devices of a mesh.
 
@@ -323,6 +338,16 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
 
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
     return lanes.rebuild([spread(x, axis) for x, axis in pairs])
+
+
+def _listed(models: Iterable[T], name: str) -> list[T]:
+    # To iterate over these gives keys and letters.
+    if isinstance(models, Mapping | str):
+        raise TypeError(
+            f"`{name}` must be an iterable of models, but got {shown(models)}. Pass "
+            "the models themselves: a list, or the `.values()` of a dictionary."
+        )
+    return list(models)
 
 
 def _columns(parts: Sequence[LaneAxes]) -> Iterable[tuple[str, int | None, list[Any]]]:

@@ -1,0 +1,84 @@
+"""Values as an error names them.
+
+In one line, however big a value is: arrays by dtype and shape, modules by their class.
+And in any case: an error of ours must not be lost to one of somebody's `__repr__`.
+"""
+
+import re
+import reprlib
+from types import FunctionType
+from typing import Any, cast
+
+import equinox as eqx
+import jax.core
+import numpy as np
+
+
+class _Short(reprlib.Repr):
+    """A `repr` of bounded length that never raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 4
+        self.maxstring = self.maxlong = 60
+
+    def repr1(self, x: Any, level: int) -> str:
+        kind = cast("type[Any]", type(x))
+        try:
+            if isinstance(x, np.generic):
+                return f"numpy.{kind.__name__}({cast(Any, x).item()!r})"
+            if eqx.is_array(x):
+                return f"{x.dtype}{list(x.shape)}"
+            if isinstance(x, eqx.Module):
+                return f"{kind.__name__}(...)"
+            if isinstance(x, type | FunctionType):
+                return cast(Any, x).__name__
+            if kind in (str, int, list, tuple, dict, set, frozenset):
+                return super().repr1(x, level)
+            if kind.__repr__ is object.__repr__:
+                return f"<{kind.__name__}>"
+            # Without addresses, which say nothing.
+            text = re.sub(r" at 0x\w+", "", " ".join(repr(x).split()))
+        except Exception:
+            return f"<{kind.__name__}>"
+        return text if len(text) <= self.maxstring else f"{text[: self.maxstring]}..."
+
+
+_short = _Short()
+
+
+def short(x: Any) -> str:
+    """A value in a few characters."""
+    return _short.repr(x)
+
+
+def shown(x: Any) -> str:
+    """A value and what it is: "3 of type int"; an array by dtype and shape."""
+    kind = cast("type[Any]", type(x)).__name__
+    if isinstance(x, np.generic):
+        return f"{short(cast(Any, x).item())} of type numpy.{kind}"
+    if eqx.is_array(x):
+        what = "a traced array" if isinstance(x, jax.core.Tracer) else "an array"
+        return f"{what} of dtype {x.dtype} and shape {x.shape}"
+    if x is None or isinstance(x, type | eqx.Module):
+        return named(x)
+    return f"{short(x)} of type {kind}"
+
+
+def named(x: Any) -> str:
+    """What a value is, without the value: "an int", "`None`"."""
+    if x is None:
+        return "`None`"
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    if eqx.is_array(x):
+        return "an array"
+    if type(x) is tuple:
+        return f"a tuple of {len(cast('tuple[Any, ...]', x))}"
+    return with_article(type(x).__name__)
+
+
+def with_article(noun: str) -> str:
+    """ "an int", "a float"."""
+    return f"{'an' if noun[:1] in tuple('aeioAEIO') else 'a'} {noun}"

@@ -1,0 +1,186 @@
+"""Mutants of `src`, each against the quickest tests that reach it.
+
+In a clone of the repository, since mutants are written into its files:
+
+    pip install -e ".[dev,peers]" cosmic-ray
+    python tests/mutants.py record                   # Which tests reach which lines.
+    python tests/mutants.py sample --count 250 --seed 0
+    cosmic-ray exec build/mutants.toml build/mutants.sqlite
+    python tests/mutants.py report
+
+`--part 0/2` and `--part 1/2` of `sample` halve the sample, for two clones at a time.
+"""
+
+import argparse
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build"
+CONFIG, SESSION = BUILD / "mutants.toml", BUILD / "mutants.sqlite"
+DURATIONS = BUILD / "durations.txt"
+# The tests of one mutant: as many, and as many seconds of them.
+MOST_TESTS, MOST_SECONDS = 150, 40.0
+# A `|` is nearly always a union of types, which fails on import.
+LEFT_OUT = ("BitOr",)
+SETTINGS = f"""[cosmic-ray]
+module-path = "src/chorax"
+timeout = 180.0
+excluded-modules = []
+test-command = "{sys.executable} tests/mutants.py test"
+
+[cosmic-ray.distributor]
+name = "local"
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("record")
+    options = commands.add_parser("sample")
+    options.add_argument("--count", type=int, default=250)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--part", default="0/1")
+    commands.add_parser("test")
+    commands.add_parser("report")
+    args = parser.parse_args()
+    if args.command == "record":
+        record()
+    elif args.command == "sample":
+        sample(args.count, args.seed, *map(int, args.part.split("/")))
+    elif args.command == "test":
+        sys.exit(test())
+    else:
+        report()
+
+
+def record() -> None:
+    """Runs the suite once; notes which tests reach which lines, and for how long."""
+    BUILD.mkdir(exist_ok=True)
+    options = ["--cov", "--cov-context=test", "--cov-report=", "--durations=0", "-vv"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--hypothesis-profile=quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    rows = re.findall(r"^([\d.]+)s call +(.+)$", done.stdout, re.MULTILINE)
+    DURATIONS.write_text("".join(f"{seconds} {name}\n" for seconds, name in rows))
+    print(done.stdout[-300:])
+
+
+def sample(count: int, seed: int, part: int, parts: int) -> None:
+    """Makes a session, and leaves so many of its mutants to be run."""
+    from cosmic_ray.work_db import use_db
+    from cosmic_ray.work_item import WorkerOutcome, WorkResult
+
+    CONFIG.write_text(SETTINGS)
+    init = ["cosmic-ray", "init", "--force", str(CONFIG), str(SESSION)]
+    subprocess.run(init, cwd=ROOT, check=True)
+    with use_db(str(SESSION)) as db:
+        every = sorted(db.pending_work_items, key=lambda x: str(x.mutations))
+        fit = [
+            item
+            for item in every
+            if not any(
+                word in each.operator_name
+                for each in item.mutations
+                for word in LEFT_OUT
+            )
+        ]
+        chosen = random.Random(seed).sample(fit, min(count, len(fit)))[part::parts]
+        kept = {item.job_id for item in chosen}
+        left = [item.job_id for item in every if item.job_id not in kept]
+        db.set_multiple_results(left, WorkResult(WorkerOutcome.SKIPPED))
+    print(f"{len(kept)} of {len(every)} mutants")
+
+
+def test() -> int:
+    """Runs the tests that reach what differs from what is committed."""
+    changed = list(changed_lines())
+    names = reaching(changed)
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "--no-header"]
+    options = ["-p", "no:cacheprovider", "--hypothesis-profile=quick", "--tb=no"]
+    return subprocess.run(
+        [*command, *options, *names], cwd=ROOT, check=False
+    ).returncode
+
+
+def changed_lines() -> Iterable[tuple[str, int]]:
+    """Files and lines, as they were before they were changed."""
+    diff = subprocess.run(
+        ["git", "diff", "-U0", "--", "src"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    name = ""
+    for line in diff.splitlines():
+        if line.startswith("--- a/"):
+            name = line[6:]
+        found = re.match(r"@@ -(\d+)(?:,(\d+))?", line)
+        if found:
+            first, many = int(found[1]), int(found[2] or 1)
+            yield from ((name, first + i) for i in range(many))
+
+
+def reaching(changed: Iterable[tuple[str, int]]) -> list[str]:
+    """The quickest tests that run any of these lines, or else the same files."""
+    from coverage import CoverageData
+
+    data = CoverageData(str(ROOT / ".coverage"))
+    data.read()
+    of_lines: set[str] = set()
+    of_files: set[str] = set()
+    for name, line in changed:
+        contexts = data.contexts_by_lineno(str(ROOT / name))
+        of_lines.update(contexts.get(line, ()))
+        of_files.update(x for many in contexts.values() for x in many)
+    seconds: dict[str, float] = {}
+    for row in DURATIONS.read_text().splitlines():
+        time, _, name = row.partition(" ")
+        seconds[name] = float(time)
+
+    def tests(contexts: set[str]) -> list[str]:
+        names = {x.partition("|")[0] for x in contexts if x.endswith("|run")}
+        return sorted(names, key=lambda x: seconds.get(x, 0.0))
+
+    chosen: list[str] = []
+    total = 0.0
+    for name in tests(of_lines) or tests(of_files):
+        total += seconds.get(name, 0.0)
+        if chosen and (total > MOST_SECONDS or len(chosen) >= MOST_TESTS):
+            break
+        chosen.append(name)
+    return chosen
+
+
+def report() -> None:
+    """Prints the share of mutants that were killed, and the diffs of the others."""
+    from cosmic_ray.work_db import use_db
+    from cosmic_ray.work_item import WorkerOutcome
+
+    killed, survived = 0, []
+    with use_db(str(SESSION)) as db:
+        for _, result in db.results:
+            if result.worker_outcome == WorkerOutcome.SKIPPED:
+                continue
+            if result.is_killed:
+                killed += 1
+            else:
+                survived.append(result.diff)
+    for diff in survived:
+        print(diff)
+    print(f"killed {killed} of {killed + len(survived)}")
+
+
+if __name__ == "__main__":
+    main()

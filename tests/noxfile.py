@@ -1,0 +1,57 @@
+"""The versions and the settings of JAX under which the suite has to pass.
+
+    nox -f tests/noxfile.py                       # All of it.
+    nox -f tests/noxfile.py -s tests              # Versions of Python and packages.
+    nox -f tests/noxfile.py -s "strict(rbg)"      # One setting.
+    nox -f tests/noxfile.py --list
+
+What follows `--` goes to pytest. `tests` makes environments of its own; `strict` runs
+in the one that is active, where `pip install -e ".[test]"` has been.
+"""
+
+import tomllib
+from pathlib import Path
+
+import nox
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# The bounds are all lower ones, so each is the oldest version that it admits.
+VERSIONS = {
+    "oldest": [bound.replace(">=", "==") for bound in PROJECT["dependencies"]],
+    "newest": [],
+}
+MATRIX = [
+    ("3.11", "oldest"),
+    ("3.11", "newest"),
+    ("3.12", "newest"),
+    ("3.13", "newest"),
+]
+SETTINGS = {
+    "x64": {"JAX_ENABLE_X64": "1"},
+    "debug_nans": {"JAX_DEBUG_NANS": "1"},
+    "custom_prng": {"JAX_ENABLE_CUSTOM_PRNG": "1"},
+    "rbg": {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+    "unsafe_rbg": {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"},
+    "disable_jit": {"JAX_DISABLE_JIT": "1"},
+    "tracer_leaks": {"JAX_CHECK_TRACER_LEAKS": "1"},
+}
+nox.options.error_on_missing_interpreters = True
+
+
+@nox.session
+@nox.parametrize("python,versions", MATRIX, ids=["-".join(x) for x in MATRIX])
+def tests(session: nox.Session, versions: str) -> None:
+    """The suite, in an environment of its own."""
+    session.chdir(ROOT)
+    session.install("-e", ".[test]", *VERSIONS[versions])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("setting", list(SETTINGS), ids=list(SETTINGS))
+def strict(session: nox.Session, setting: str) -> None:
+    """The suite, under a setting of JAX."""
+    session.chdir(ROOT)
+    session.run("pytest", *session.posargs, env=SETTINGS[setting])

@@ -1,0 +1,27 @@
+"""Examples on which a law once did not hold."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+import oracle
+from chorax import call_all_fns, replace, vmap_call_all_fns
+
+
+class Keeps(eqx.Module):
+    """Writes a typed key, which has no weak type to ask for."""
+
+    k: Any = None
+
+    def step(self, *, key):
+        return replace(self, k=key)
+
+
+def test_a_key_is_written_without_jit(lane_key):
+    with jax.disable_jit():
+        model, _ = call_all_fns(Keeps(), "step", key=lane_key)
+        batched, _ = vmap_call_all_fns(Keeps(), "step", axis_size=2, key=lane_key)
+    oracle.assert_same(model.k, oracle.node_key(lane_key, ()))
+    for key, k in zip(jax.random.split(lane_key, 2), batched.k, strict=True):
+        oracle.assert_same(k, oracle.node_key(key, ()))

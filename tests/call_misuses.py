@@ -19,6 +19,7 @@ from misuses import (
     BIG,
     Box,
     Count,
+    delta_of,
     eager,
     f32,
     filter_text,
@@ -45,10 +46,6 @@ from misuses import (
     words_text,
     wrong,
 )
-
-
-def delta_of(size):
-    return vmap_call_all_fns([Count()], "step", axis_size=size)[1]
 
 
 def chunk_text(got):

@@ -26,6 +26,7 @@ from misuses import (
     BadRepr,
     BIG,
     Count,
+    delta_of,
     f32,
     filter_text,
     FOUR,

@@ -153,6 +153,10 @@ def wrong(
     return Mistake(target, act, kind, text, notes, runs, in_jit)
 
 
+def delta_of(size):
+    return vmap_call_all_fns([Count()], "step", axis_size=size)[1]
+
+
 def traced(act, *shape, dtype=jnp.int32):
     """Does it with a traced array of that shape, under `jax.disable_jit` too."""
     struct = jax.ShapeDtypeStruct(shape, dtype)

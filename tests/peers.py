@@ -30,9 +30,11 @@ as_dict: Any = getattr(nnx, "Dict", dict)
 
 @contextlib.contextmanager
 def lenient() -> Iterator[None]:
-    """The peers' own layers are written for JAX's defaults."""
+    """The peers' own layers are written for JAX's defaults, and objects of brainstate
+    hold tracers while it traces."""
     with (
         warnings.catch_warnings(),
+        jax.check_tracer_leaks(False),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):

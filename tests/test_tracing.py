@@ -387,12 +387,12 @@ def test_what_is_remembered_is_bounded():
         def step(self):
             return replace(self, v=(self.n,))
 
-    from chorax import _memo
+    from chorax import _computation, _memo
 
     for n in range(1100):
         call_all_fns(Node(0, n), "step")
-    for cell in (_memo.kind_cell, _memo.recipe_cell, _memo.computation_cell):
-        info = cell.cache_info()
+    for memory in (_memo.kind_cell, _memo.recipe_cell, _computation._keep):
+        info = memory.cache_info()
         assert info.maxsize is not None
         assert info.currsize <= info.maxsize
 

@@ -122,9 +122,6 @@ def _parameter(value: Any) -> Hashable:
     if isinstance(value, jec.Jaxpr | jec.ClosedJaxpr):
         return _token(value)
     kind = cast("type[Any]", type(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return kind, tuple([_parameter(getattr(value, name, None)) for name in names])
     if isinstance(value, tuple | list):
         return kind, tuple(map(_parameter, cast("tuple[Any, ...]", value)))
     if isinstance(value, Mapping):

@@ -125,6 +125,6 @@ def _rules(function: Any) -> Any:
     registry = getattr(function, "registry", None)
     if not isinstance(registry, Mapping):
         return None
-    # All at once: another thread may be adding one.
-    rules = list(cast(Mapping[Any, Any], registry).items())
-    return tuple([(kind, fingerprint(rule)) for kind, rule in rules])
+    # A copy, which is made at one go: another thread may be adding a rule.
+    rules: dict[Any, Any] = cast(Any, registry).copy()
+    return tuple([(kind, fingerprint(rule)) for kind, rule in rules.items()])

@@ -263,6 +263,11 @@ FUNCTIONS: dict[str, Mistake] = {
             ("a class", Count, "the class Count"),
             ("a property", property(len), "<property> of type property"),
             (
+                "a static method",
+                staticmethod(bad_filter),
+                "<staticmethod(<function bad_filter>)> of type staticmethod",
+            ),
+            (
                 "a built-in",
                 len,
                 "<built-in function len> of type builtin_function_or_method",

@@ -196,6 +196,37 @@ def test_what_a_method_writes_into_arguments_is_not_the_callers(way):
     assert float(model.x.reshape(-1)[0]) == 2.0
 
 
+class Names(eqx.Module):
+    """Holds NumPy arrays that JAX does not take."""
+
+    x: Any
+    names: Any
+
+    def read(self, more, counts):
+        return replace(self, x=counts * len(self.names.item() + more[0]))
+
+    def write(self):
+        return replace(self, names=np.array(["d", None]))
+
+
+# Not as arguments of a `jit`, which takes them neither.
+@pytest.mark.parametrize("way", [eager, plain, batched, batched_plain])
+@pytest.mark.parametrize("names", [np.array(["abc"]), np.array("abc", object)])
+def test_arrays_of_strings_are_taken_as_they_are(way, names):
+    target, more = [Names(ones(2), names), Names(None, names.copy())], np.array(["de"])
+    before = identities(target)
+    model, delta = way(target, "read", more, np.ones(3, np.float32))
+    assert delta.paths == ("0.x", "1.x")
+    for node, old in zip(model, target, strict=True):
+        assert node.names is old.names
+        assert node.x.shape[-1] == 3
+        assert float(node.x.reshape(-1)[0]) == 5.0
+    model, delta = way(target, "write")
+    assert delta.paths == ("0.names", "1.names")
+    assert [node.names.tolist() for node in model] == [["d", None]] * 2
+    assert identities(target) == before
+
+
 HELD: list[Any] = []
 
 

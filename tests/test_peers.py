@@ -306,7 +306,7 @@ BAD_USE: dict[str, tuple[Callable[[Any, Any], Any], type, str, str]] = {
         lambda lib, net: lib.call_all_fns(net, "make", node_to_exclude=3.5),
         TypeError,
         "Invalid collection filter: 3.5",
-        "3.5",
+        "Not a filter: 3.5 of type float",
     ),
     "no such method": (
         lambda lib, net: lib.vmap_call_all_fns(net, "nope", axis_size=2),

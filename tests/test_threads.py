@@ -308,28 +308,6 @@ def test_each_warning_is_that_threads_own():
     assert done.returncode == 0
 
 
-def warn_meanwhile():
-    """No check of arguments takes the warnings of another thread."""
-    warned, finished = [], []
-
-    def warn():
-        while len(finished) < THREADS - 1:
-            warned.append(None)
-            warnings.warn("again", stacklevel=1)
-
-    def call():
-        net = [Scale(jnp.ones(2), 2.0)]
-        chorax.call_order(3)(lambda node: node)
-        chorax.lanes.stack(net * 2)
-        chorax.lanes.concatenate([net], None)
-        finished.append(None)
-
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        at_once(lambda i: call() if i else warn())
-    assert len([w for w in found if str(w.message) == "again"]) == len(warned)
-
-
 def warn_in_threads():
     """None is lost, and each points at the line that made the call."""
 
@@ -379,6 +357,11 @@ def test_rules_that_come_and_go():
 
     @functools.singledispatch
     def change(node):
+        return node
+
+    # Its own rule: to look for one of a class above, Python goes through all of them.
+    @change.register(Add)
+    def _(node):
         return replace(node, x=node.x + 1)
 
     net = [Add(jnp.arange(3.0), jnp.ones(3))]
@@ -386,19 +369,19 @@ def test_rules_that_come_and_go():
 
     def run(i):
         if i == 0:
-            while len(finished) < 5:
+            while len(finished) < 2:
                 kinds = [type("Kind", (), {}) for _ in range(9)]
                 for kind in (*kinds, Draw):
                     change.register(kind, lambda node: node)
             return
         try:
-            for _ in range(5):
+            for _ in range(3):
                 model, _ = call_all_fns(net, change)
                 assert model[0].x.tolist() == [1.0, 2.0, 3.0]
         finally:
             finished.append(i)
 
-    at_once(run, 6)
+    at_once(run, 3)
 
 
 def test_layers_are_drawn_as_in_one_thread(key):
@@ -457,5 +440,4 @@ def test_lanes_are_put_together_in_each_thread():
 
 if __name__ == "__main__":
     sys.setswitchinterval(1e-6)
-    warn_meanwhile()
     warn_in_threads()

@@ -35,7 +35,6 @@ SETTINGS = {
     "rbg": {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
     "unsafe_rbg": {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"},
     "disable_jit": {"JAX_DISABLE_JIT": "1"},
-    "tracer_leaks": {"JAX_CHECK_TRACER_LEAKS": "1"},
 }
 nox.options.error_on_missing_interpreters = True
 

@@ -62,7 +62,7 @@ def compiled():
 
 # Borders: of what one program does for all nodes, of the blocks in which arrays are
 # taken out of stacks, of halves.
-COUNTS = [1, 2, 7, 15, 16, 17, 33, 48, 49, 50, 97]
+COUNTS = [1, 2, 15, 16, 17, 48, 49, 97]
 MAKERS = {
     "draw": lambda i: Toss(),
     "read": lambda i: Read(jnp.arange(4.0) + i),

@@ -43,6 +43,16 @@ nox.options.error_on_missing_interpreters = True
 @nox.parametrize("python,versions", MATRIX, ids=["-".join(x) for x in MATRIX])
 def tests(session: nox.Session, versions: str) -> None:
     """The suite, in an environment of its own."""
+    run_suite(session, versions)
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """The suite on the oldest packages, with the Python that runs this."""
+    run_suite(session, "oldest")
+
+
+def run_suite(session: nox.Session, versions: str) -> None:
     session.chdir(ROOT)
     session.install("-e", ".[test]", *VERSIONS[versions])
     session.run("pytest", *session.posargs)

@@ -1,11 +1,8 @@
 """Many threads at once: each gets what it would get alone."""
 
 import functools
-import subprocess
 import sys
 import threading
-import types
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -300,43 +297,6 @@ def test_some_threads_call_inside_of_jit(key):
         oracle.assert_same(one, expected[i % 2])
 
 
-def test_each_warning_is_that_threads_own():
-    """In a process without the import hook of the tests, under which beartype catches
-    warnings, those of other threads too."""
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True)
-    assert done.stderr == ""
-    assert done.returncode == 0
-
-
-def warn_in_threads():
-    """None is lost, and each points at the line that made the call."""
-
-    class Bare(eqx.Module):
-        name: int
-
-    source = "def call():\n    return chorax.call_all_fns(net, 'step', **options)"
-    callers = []
-    for i in range(THREADS):
-        name = f"user_{i}"
-        module = types.ModuleType(name)
-        net = [Scale(1, 2), *[Bare(i)] * (i % 2), {f"at_{i}": Bare(i)}]
-        options = {"fn_if_not_exist": "warn"}
-        vars(module).update(chorax=chorax, net=net, options=options)
-        exec(compile(source, f"{name}.py", "exec"), vars(module))
-        callers.append(vars(module)["call"])
-    expected = []
-    for i in range(THREADS):
-        places = [f"{1 + i % 2}.at_{i}", *["1"] * (i % 2)]
-        expected += [(f"user_{i}.py", 2, f"Bare at `{p}` has no") for p in places]
-    for _ in range(3):
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            at_once(lambda i: callers[i]())
-        rows = [(w.filename, w.lineno, str(w.message)) for w in found]
-        rows = [(file, line, text.split(" method")[0]) for file, line, text in rows]
-        assert sorted(rows) == sorted(expected)
-
-
 def test_functions_that_come_and_go(key):
     """What was traced with a function goes with it, whoever is reading meanwhile."""
     net = [Add(jnp.arange(3.0), jnp.ones(3))]
@@ -365,21 +325,17 @@ def test_rules_that_come_and_go():
         return replace(node, x=node.x + 1)
 
     net = [Add(jnp.arange(3.0), jnp.ones(3))]
-    finished = []
 
     def run(i):
         if i == 0:
-            while len(finished) < 2:
+            for _ in range(20):
                 kinds = [type("Kind", (), {}) for _ in range(9)]
                 for kind in (*kinds, Draw):
                     change.register(kind, lambda node: node)
             return
-        try:
-            for _ in range(3):
-                model, _ = call_all_fns(net, change)
-                assert model[0].x.tolist() == [1.0, 2.0, 3.0]
-        finally:
-            finished.append(i)
+        for _ in range(3):
+            model, _ = call_all_fns(net, change)
+            assert model[0].x.tolist() == [1.0, 2.0, 3.0]
 
     at_once(run, 3)
 
@@ -436,8 +392,3 @@ def test_lanes_are_put_together_in_each_thread():
 
     for one, other in zip(at_once(run), expected, strict=True):
         oracle.assert_same(one, other)
-
-
-if __name__ == "__main__":
-    sys.setswitchinterval(1e-6)
-    warn_in_threads()

@@ -31,7 +31,8 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     A decorator for methods.
 
-    **Raises:** `TypeError` if `level` is no integer, `ValueError` if out of range.
+    **Raises:** `TypeError` if `level` is no integer, or if what it decorates is no
+    function; `ValueError` if `level` is out of range.
 
     ```python
     >>> import equinox as eqx

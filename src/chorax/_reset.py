@@ -53,7 +53,8 @@ def reset_parameters(node: M, *, key: jax.Array) -> M:
 
     **Returns:** the layer with new parameters, the same in shape and dtype.
 
-    **Raises:** `TypeError` if a parameter is no array.
+    **Raises:** `TypeError` if `node` is no module, a parameter no array, or `key` no
+    key; `ValueError` for more than one key.
 
     ```python
     >>> import chorax, equinox as eqx, jax

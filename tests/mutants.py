@@ -2,7 +2,7 @@
 
 In a clone of the repository, since mutants are written into its files:
 
-    pip install -e ".[dev,peers]" cosmic-ray
+    pip install -e ".[dev,peers]"
     python tests/mutants.py record                   # Which tests reach which lines.
     python tests/mutants.py sample --count 250 --seed 0
     cosmic-ray exec build/mutants.toml build/mutants.sqlite

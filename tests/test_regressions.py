@@ -4,6 +4,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import pytest
 
 import oracle
 from chorax import call_all_fns, replace, vmap_call_all_fns
@@ -25,3 +27,22 @@ def test_a_key_is_written_without_jit(lane_key):
     oracle.assert_same(model.k, oracle.node_key(lane_key, ()))
     for key, k in zip(jax.random.split(lane_key, 2), batched.k, strict=True):
         oracle.assert_same(k, oracle.node_key(key, ()))
+
+
+class Grows(eqx.Module):
+    """Reads an array, and draws."""
+
+    x: jax.Array
+
+    def step(self, *, key):
+        drawn = jax.random.uniform(key, self.x.shape)
+        return replace(self, x=2 * self.x + drawn)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
+def test_equal_nodes_read_empty_arrays_with_lanes(shape, lane_key):
+    net = [Grows(jnp.zeros((3, *shape))) for _ in range(2)]
+    keys = jax.random.split(lane_key, 3)
+    batched, _ = vmap_call_all_fns(net, "step", axis_size=3, key=keys, in_axes=0)
+    for node in batched:
+        oracle.assert_same(node.x, jnp.zeros((3, *shape)))

@@ -90,7 +90,11 @@ def _over_flat(
     lanes = layout.lanes.size
     shape = (lanes, nodes) if layout.lanes_first else (nodes, lanes)
     pairs = zip(inputs, layout.axes, strict=True)
-    flat = [x if axis is None else x.reshape(-1, *x.shape[2:]) for x, axis in pairs]
+    # Not -1, which an empty array leaves open.
+    flat = [
+        x if axis is None else x.reshape(lanes * nodes, *x.shape[2:])
+        for x, axis in pairs
+    ]
     outputs = jax.vmap(lane, layout.axes, 0, axis_size=lanes * nodes)(*flat)
     return tuple(x.reshape(*shape, *x.shape[1:]) for x in outputs)
 

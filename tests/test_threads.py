@@ -1,8 +1,13 @@
 """Many threads at once: each gets what it would get alone."""
 
+import faulthandler
 import functools
+import resource
+import subprocess
 import sys
 import threading
+import types
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -98,6 +103,7 @@ def test_the_same_call_first_made_by_all(key):
     oracle.assert_same(oracle.leaves_by_path(step(net, key)[0]), expected)
 
 
+@pytest.mark.usefixtures("needs_jit")
 def test_it_is_not_traced_again_after_all_made_it_at_once(key):
     runs = []
 
@@ -297,6 +303,44 @@ def test_some_threads_call_inside_of_jit(key):
         oracle.assert_same(one, expected[i % 2])
 
 
+def test_each_warning_is_that_threads_own():
+    """In a process without the import hook of the tests, under which beartype catches
+    warnings, those of other threads too."""
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def warn_in_threads():
+    """None is lost, and each points at the line that made the call."""
+
+    class Bare(eqx.Module):
+        name: int
+
+    source = "def call():\n    return chorax.call_all_fns(net, 'step', **options)"
+    callers = []
+    for i in range(THREADS):
+        name = f"user_{i}"
+        module = types.ModuleType(name)
+        net = [Scale(1, 2), *[Bare(i)] * (i % 2), {f"at_{i}": Bare(i)}]
+        options = {"fn_if_not_exist": "warn"}
+        vars(module).update(chorax=chorax, net=net, options=options)
+        exec(compile(source, f"{name}.py", "exec"), vars(module))
+        callers.append(vars(module)["call"])
+    expected = []
+    for i in range(THREADS):
+        places = [f"{1 + i % 2}.at_{i}", *["1"] * (i % 2)]
+        expected += [(f"user_{i}.py", 2, f"Bare at `{p}` has no") for p in places]
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            at_once(lambda i: callers[i]())
+        rows = [(w.filename, w.lineno, str(w.message)) for w in found]
+        rows = [(file, line, text.split(" method")[0]) for file, line, text in rows]
+        assert sorted(rows) == sorted(expected)
+
+
 def test_functions_that_come_and_go(key):
     """What was traced with a function goes with it, whoever is reading meanwhile."""
     net = [Add(jnp.arange(3.0), jnp.ones(3))]
@@ -392,3 +436,11 @@ def test_lanes_are_put_together_in_each_thread():
 
     for one, other in zip(at_once(run), expected, strict=True):
         oracle.assert_same(one, other)
+
+
+if __name__ == "__main__":
+    # What does not end tells where it is, and what grows fails.
+    faulthandler.dump_traceback_later(300, exit=True)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    sys.setswitchinterval(1e-6)
+    warn_in_threads()

@@ -10,6 +10,7 @@ they are taken down to the bare key.
 import dataclasses
 import functools
 import hashlib
+import operator
 from collections.abc import Iterator
 from typing import Any, cast, NamedTuple, TypeAlias
 
@@ -55,10 +56,7 @@ def open_level(tree: Any) -> Level | None:
         return _nothing()
     if type(tree) is _Leaf:
         return None
-
-    def is_below(x: Any) -> bool:
-        return x is not tree
-
+    is_below = functools.partial(operator.is_not, tree)
     pairs, shell = cast(
         "tuple[list[tuple[tuple[Any, ...], Any]], jtu.PyTreeDef]",
         # JAX types the keys of a path by a type variable that nothing binds.

@@ -355,8 +355,14 @@ shapes = parts_of(ACTIONS)
 steady_shapes = parts_of(STEADY)
 
 
+_built = itertools.count(1)
+
+
 def build(shape, with_labels=False):
     """The tree of a shape; arrays are objects of their own, but for shared ones."""
+    # XLA maps memory for each program, and an operating system admits so many maps.
+    if next(_built) % 250 == 0:
+        jax.clear_caches()
     counter = itertools.count()
     shared = jnp.arange(2.0)
 

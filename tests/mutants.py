@@ -7,17 +7,22 @@ In a clone of the repository, since mutants are written into its files:
     python tests/mutants.py sample --count 250 --seed 0
     cosmic-ray exec build/mutants.toml build/mutants.sqlite
     python tests/mutants.py report
+    python tests/mutants.py again --seconds 300      # The others, with more tests.
 
 `--part 0/2` and `--part 1/2` of `sample` halve the sample, for two clones at a time.
 """
 
 import argparse
+import os
 import random
 import re
+import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,12 +30,13 @@ BUILD = ROOT / "build"
 CONFIG, SESSION = BUILD / "mutants.toml", BUILD / "mutants.sqlite"
 DURATIONS = BUILD / "durations.txt"
 # The tests of one mutant: as many, and as many seconds of them.
-MOST_TESTS, MOST_SECONDS = 150, 40.0
+MOST_TESTS, MOST_SECONDS = 400, 40.0
+SECONDS = "MUTANT_SECONDS"
 # A `|` is nearly always a union of types, which fails on import.
 LEFT_OUT = ("BitOr",)
 SETTINGS = f"""[cosmic-ray]
 module-path = "src/chorax"
-timeout = 180.0
+timeout = 600.0
 excluded-modules = []
 test-command = "{sys.executable} tests/mutants.py test"
 
@@ -49,11 +55,15 @@ def main() -> None:
     options.add_argument("--part", default="0/1")
     commands.add_parser("test")
     commands.add_parser("report")
+    options = commands.add_parser("again")
+    options.add_argument("--seconds", type=float, default=300)
     args = parser.parse_args()
     if args.command == "record":
         record()
     elif args.command == "sample":
         sample(args.count, args.seed, *map(int, args.part.split("/")))
+    elif args.command == "again":
+        again(args.seconds)
     elif args.command == "test":
         sys.exit(test())
     else:
@@ -105,10 +115,33 @@ def sample(count: int, seed: int, part: int, parts: int) -> None:
     print(f"{len(kept)} of {len(every)} mutants")
 
 
+def again(seconds: float) -> None:
+    """Runs the mutants that were not killed once more, each with more tests."""
+    from cosmic_ray.work_db import use_db
+
+    with use_db(str(SESSION)) as db:
+        left = {job for job, result in db.results if is_left(result)}
+    with sqlite3.connect(SESSION) as connection:
+        for job in left:
+            connection.execute("DELETE FROM work_results WHERE job_id = ?", [job])
+    run = ["cosmic-ray", "exec", str(CONFIG), str(SESSION)]
+    subprocess.run(run, cwd=ROOT, check=True, env=os.environ | {SECONDS: str(seconds)})
+
+
+def is_left(result: Any) -> bool:
+    """Whether it is of the sample and was not killed."""
+    return result.worker_outcome != "skipped" and not is_killed(result)
+
+
+def is_killed(result: Any) -> bool:
+    # Of what was skipped cosmic-ray says that it was killed.
+    return result.worker_outcome == "normal" and result.is_killed
+
+
 def test() -> int:
     """Runs the tests that reach what differs from what is committed."""
     changed = list(changed_lines())
-    names = reaching(changed)
+    names = reaching(changed, float(os.environ.get(SECONDS, MOST_SECONDS)))
     command = [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "--no-header"]
     options = ["-p", "no:cacheprovider", "--hypothesis-profile=quick", "--tb=no"]
     return subprocess.run(
@@ -135,7 +168,7 @@ def changed_lines() -> Iterable[tuple[str, int]]:
             yield from ((name, first + i) for i in range(many))
 
 
-def reaching(changed: Iterable[tuple[str, int]]) -> list[str]:
+def reaching(changed: Iterable[tuple[str, int]], most_seconds: float) -> list[str]:
     """The quickest tests that run any of these lines, or else the same files."""
     from coverage import CoverageData
 
@@ -144,7 +177,7 @@ def reaching(changed: Iterable[tuple[str, int]]) -> list[str]:
     of_lines: set[str] = set()
     of_files: set[str] = set()
     for name, line in changed:
-        contexts = data.contexts_by_lineno(str(ROOT / name))
+        contexts = data.contexts_by_lineno(name)
         of_lines.update(contexts.get(line, ()))
         of_files.update(x for many in contexts.values() for x in many)
     seconds: dict[str, float] = {}
@@ -154,13 +187,21 @@ def reaching(changed: Iterable[tuple[str, int]]) -> list[str]:
 
     def tests(contexts: set[str]) -> list[str]:
         names = {x.partition("|")[0] for x in contexts if x.endswith("|run")}
-        return sorted(names & set(seconds), key=seconds.__getitem__)
+        rows = sorted(names & set(seconds), key=seconds.__getitem__)
+        # The quickest of each file come first: what is quickest of all is much alike.
+        rank: dict[str, int] = {}
+        place = Counter[str]()
+        for name in rows:
+            file = name.partition("::")[0]
+            rank[name] = place[file]
+            place[file] += 1
+        return sorted(rows, key=rank.__getitem__)
 
     chosen: list[str] = []
     total = 0.0
     for name in tests(of_lines) or tests(of_files):
         total += seconds[name]
-        if chosen and (total > MOST_SECONDS or len(chosen) >= MOST_TESTS):
+        if chosen and (total > most_seconds or len(chosen) >= MOST_TESTS):
             break
         chosen.append(name)
     return chosen
@@ -169,17 +210,11 @@ def reaching(changed: Iterable[tuple[str, int]]) -> list[str]:
 def report() -> None:
     """Prints the share of mutants that were killed, and the diffs of the others."""
     from cosmic_ray.work_db import use_db
-    from cosmic_ray.work_item import WorkerOutcome
 
-    killed, survived = 0, []
     with use_db(str(SESSION)) as db:
-        for _, result in db.results:
-            if result.worker_outcome == WorkerOutcome.SKIPPED:
-                continue
-            if result.is_killed:
-                killed += 1
-            else:
-                survived.append(result.diff)
+        results = [result for _, result in db.results]
+    killed = sum(map(is_killed, results))
+    survived = [result.diff for result in results if is_left(result)]
     for diff in survived:
         print(diff)
     print(f"killed {killed} of {killed + len(survived)}")

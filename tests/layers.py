@@ -70,6 +70,9 @@ LAYERS: dict[str, Callable[[jax.Array], Any]] = {
         nn.Conv2d(2, 4, 3, key=key), "weight", key=key
     ),
     "WeightNorm": lambda key: nn.WeightNorm(nn.Linear(3, 4, key=key)),
+    "WeightNorm along another axis": lambda key: nn.WeightNorm(
+        nn.Linear(3, 4, key=key), axis=-1
+    ),
     "WeightNorm over all": lambda key: nn.WeightNorm(_linear(key), axis=None),
     "WeightNorm of Conv2d": lambda key: nn.WeightNorm(nn.Conv2d(2, 4, 3, key=key)),
     "MultiheadAttention": lambda key: nn.MultiheadAttention(2, 4, key=key),

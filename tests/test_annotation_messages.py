@@ -1,5 +1,6 @@
 """What a person reads whose value does not fit: each text, whole."""
 
+import importlib
 import re
 from typing import NamedTuple
 
@@ -241,3 +242,34 @@ def test_a_type_error_of_an_argument_says_which():
         chorax.call_order("first")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="`axis_name` must be"):
         chorax.vmap_call_all_fns(lif(), "f", axis_size=2, axis_name=[])  # pyright: ignore[reportArgumentType]
+
+
+TWO = """
+from __future__ import annotations
+
+import equinox as eqx
+from jax import Array
+from jaxtyping import Float
+
+
+def make():
+    class Node(eqx.Module):
+        v: Float[Array, "n n"]
+
+    return Node
+
+
+class Node(eqx.Module):
+    v: Float[Array, "n"]
+"""
+
+
+@pytest.mark.parametrize(("nested", "text"), [(True, '"n n"'), (False, '"n"')])
+def test_two_classes_of_one_name_in_a_file(nested, text, tmp_path, monkeypatch):
+    (tmp_path / "two_of_a_name.py").write_text(TWO)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("two_of_a_name")
+    node = (module.make() if nested else module.Node)(jnp.ones((2, 3, 4), jnp.float32))
+    with pytest.raises(chorax.AnnotationError) as caught:
+        chorax.check_annotations([node])
+    assert f"annotated: v: Float[Array, {text}]" in str(caught.value)

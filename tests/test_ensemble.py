@@ -628,3 +628,36 @@ def test_nodes_inside_of_which_nothing_has_lanes():
     (new,), _ = chorax.call_all_fns(made, "grow")
     assert new.model["a"].w.shape == (3, 2)
     assert new.axes["a"].w == 0
+
+
+class Sums(eqx.Module):
+    """Has less to write than it had before."""
+
+    v: jax.Array
+
+    def sum(self):
+        return chorax.replace(self, v=jnp.sum(self.v))
+
+
+def test_what_is_left_out_of_a_delta_has_its_old_axis():
+    model = {"e": lanes.Ensemble(Sums(jnp.ones((3, 4))), 1)}
+    new, delta = chorax.call_all_fns(model, "sum")
+    assert new["e"].axes.v == 0
+    out = chorax.apply_delta(model, delta.select(None))
+    assert out["e"].axes.v == 1
+    assert jtu.tree_structure(out) == jtu.tree_structure(model)
+
+
+def test_legacy_keys_inside_an_ensemble(legacy_key):
+    class Drawn(eqx.Module):
+        v: jax.Array
+
+        def draw(self, *, key):
+            return chorax.replace(self, v=jax.random.uniform(key, (2,)))
+
+    model = {"e": lanes.Ensemble(Drawn(jnp.ones((2, 2))), 0)}
+    new, _ = chorax.call_all_fns(model, "draw", key=legacy_key)
+    for own, member in zip(
+        member_keys(legacy_key, ("e", "model"), 2), new["e"], strict=True
+    ):
+        oracle.assert_same(member.v, jax.random.uniform(own, (2,)))

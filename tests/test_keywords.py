@@ -697,3 +697,29 @@ def test_call_order_within_one_call(key):
 
     model, _ = vmap_call_all_fns(Reader(Base()), "step", jnp.asarray(4.0), axis_size=2)
     assert model.seen.tolist() == [4.0, 4.0]
+
+
+def test_a_key_among_positional_parameters(key):
+    class Node(eqx.Module):
+        x: Any = None
+
+        def step(self, size, key):
+            return replace(self, x=jax.random.uniform(key, (size,)))
+
+    model, _ = call_all_fns(Node(), "step", 3, key=key)
+    assert model.x.shape == (3,)
+    assert call_all_fns(Node(), "step", (3, key))[0].x.shape == (3,)
+    with pytest.raises(TypeError, match="`key` is given twice"):
+        call_all_fns(Node(), "step", (3, key), key=key)
+
+    class Holds(eqx.Module):
+        step: Any
+        x: Any = None
+
+    def held(key):
+        raise RuntimeError(f"with {key.shape}")
+
+    with pytest.raises(RuntimeError, match="with"):
+        call_all_fns(Holds(held), "step", key=key)
+    with pytest.raises(TypeError, match="`key` is given twice"):
+        call_all_fns(Holds(held), "step", (key,), key=key)

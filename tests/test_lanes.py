@@ -527,3 +527,30 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 def test_bad_use(call, kind, text):
     with pytest.raises(kind, match=f"(?m)^{re.escape(text)}$"):
         call()
+
+
+def test_axes_counted_from_the_end():
+    batched = {"v": jnp.arange(6.0).reshape(3, 2)}
+    assert [x["v"].tolist() for x in lanes.unstack(batched, -2)] == [
+        [0.0, 1.0],
+        [2.0, 3.0],
+        [4.0, 5.0],
+    ]
+    assert lanes.take(batched, -1, 1)["v"].tolist() == [1.0, 3.0, 5.0]
+    with pytest.raises(ValueError, match="which must be `axis_size` = 2 long"):
+        lanes.unstack({"v": jnp.zeros((2, 3)), "w": jnp.zeros(3)}, {"v": -2, "w": -1})
+
+
+def test_every_index_counted_from_the_end():
+    batched = {"v": jnp.arange(3)}
+    taken = [int(lanes.take(batched, 0, index)["v"]) for index in range(-3, 3)]
+    assert taken == [0, 1, 2] * 2
+    for index in (-4, 3):
+        with pytest.raises(IndexError, match=f"so there is none at index {index}"):
+            lanes.take(batched, 0, index)
+
+
+def test_a_single_batch_is_concatenated():
+    batched = {"v": jnp.arange(3), "w": jnp.ones(2)}
+    axes = {"v": 0, "w": None}
+    oracle.assert_same(lanes.concatenate([batched], axes), batched)

@@ -1,5 +1,6 @@
 """Examples on which a law once did not hold."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -46,3 +47,28 @@ def test_equal_nodes_read_empty_arrays_with_lanes(shape, lane_key):
     batched, _ = vmap_call_all_fns(net, "step", axis_size=3, key=keys, in_axes=0)
     for node in batched:
         oracle.assert_same(node.x, jnp.zeros((3, *shape)))
+
+
+class Shifts(eqx.Module):
+    """Gets a leaf in front of those that stay."""
+
+    below: Any
+    first: Any = None
+
+    def __init__(self, below):
+        self.below = {"z": below}
+
+    def step(self):
+        return replace(self, below={"a": 0.5, **self.below})
+
+
+def test_one_array_at_two_places_stays_without_jit():
+    shared = jnp.ones(2)
+    net = Shifts([shared, {"b": shared}])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The same object stands at")
+        batched, delta = vmap_call_all_fns(net, "step", axis_size=3)
+        with jax.disable_jit():
+            plainly, same = vmap_call_all_fns(net, "step", axis_size=3)
+    assert same.paths == delta.paths == ("below.a",)
+    oracle.assert_same(plainly, batched)

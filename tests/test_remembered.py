@@ -407,3 +407,35 @@ def test_kinds_that_compute_the_same_are_compiled_once(compiled, key):
         return len(compiled) - before
 
     assert programs(60) == programs(120)
+
+
+def test_legacy_keys_of_many_nodes(legacy_key):
+    net = [Draw(3) for _ in range(20)]
+    batched, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy_key)
+    expected = oracle.vmap_call(net, "step", jax.random.split(legacy_key, 3))
+    oracle.assert_same(batched, expected, exact=False)
+
+
+def test_one_key_and_values_that_are_no_arrays(lane_key):
+    class Node(eqx.Module):
+        x: Any = None
+        name: Any = "before"
+
+        def step(self, *, key):
+            return replace(self, x=jax.random.uniform(key, (2,)), name="after")
+
+    keys = jax.random.split(lane_key, 3)
+    batched, _ = vmap_call_all_fns([Node()], "step", axis_size=3, key=keys)
+    oracle.assert_same(batched, oracle.vmap_call([Node()], "step", keys))
+
+
+def test_untouched_leaves_are_the_same_however_many():
+    net = [Add(jnp.zeros(1), jnp.ones(1) * i) for i in range(300)]
+    batched, delta = vmap_call_all_fns(
+        net,
+        lambda node: replace(node, x=node.x + 1) if node.w.shape == (1,) else node,
+        axis_size=2,
+    )
+    assert len(delta.paths) == 300
+    assert all(x.w is y.w for x, y in zip(batched, net, strict=True))
+    assert set(delta.filter_spec) == {Add(True, False)}  # pyright: ignore[reportArgumentType]

@@ -42,8 +42,7 @@ def run_plainly(
             flags.watch([jax.lax.stop_gradient(x) for x in news])
         return tuple(news)
 
-    # As in a trace, so that a method can't write into a NumPy array of the target.
-    values: list[Any] = [jnp.asarray(x) for x in inputs]
+    values = _own_objects(inputs)
     specs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
     axes = [spec.axis for spec in specs]
     if kind.gets_key and keys is not None:
@@ -70,3 +69,15 @@ def _struct(x: Any) -> jax.ShapeDtypeStruct:
     # An array of keys has no such attribute.
     weak = bool(getattr(x, "weak_type", False))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+
+
+def _own_objects(inputs: Sequence[Any]) -> list[Any]:
+    """As in a trace: arrays of JAX, so that a method can't write into a NumPy array of
+    the target, and no two the same, since what a method returns goes by identity."""
+    arrays: list[Any] = []
+    known: set[int] = set()
+    for x in inputs:
+        array: Any = jnp.asarray(x)
+        arrays.append(array.copy() if id(array) in known else array)
+        known.add(id(array))
+    return arrays

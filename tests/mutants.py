@@ -108,11 +108,24 @@ def sample(count: int, seed: int, part: int, parts: int) -> None:
                 for word in LEFT_OUT
             )
         ]
-        chosen = random.Random(seed).sample(fit, min(count, len(fit)))[part::parts]
-        kept = {item.job_id for item in chosen}
+        draw = random.Random(seed)
+        chosen: dict[str, Any] = {}
+        while len(chosen) < min(count, len(fit)):
+            drawn = draw.sample(fit, min(count, len(fit)) - len(chosen))
+            chosen |= {x.job_id: x for x in drawn if not is_declaration(x)}
+        kept = set(list(chosen)[part::parts])
         left = [item.job_id for item in every if item.job_id not in kept]
         db.set_multiple_results(left, WorkResult(WorkerOutcome.SKIPPED))
     print(f"{len(kept)} of {len(every)} mutants")
+
+
+def is_declaration(item: Any) -> bool:
+    """Whether it changes what only says that something can't be: that the parts of a
+    `zip` are of one length, or that nobody writes into a dataclass."""
+    [mutation] = item.mutations
+    row, column = mutation.start_pos
+    line = (ROOT / mutation.module_path).read_text().splitlines()[row - 1]
+    return line[:column].endswith(("strict=", "frozen=", "eq="))
 
 
 def again(seconds: float) -> None:

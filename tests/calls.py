@@ -48,20 +48,12 @@ def maybe_jit(function, jit):
     return eqx.filter_jit(function) if jit else function
 
 
-def is_hashable(tree):
-    try:
-        hash(jtu.tree_structure(tree))
-    except TypeError:
-        return False
-    return True
-
-
 def fits_jit(tree):
     """Whether `eqx.filter_jit` takes it, whatever it was given before."""
     # It compares structures, and NumPy compares a scalar with a tuple by elements.
     paths = jtu.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     keys = (getattr(entry, "key", None) for path, _ in paths for entry in path)
-    return is_hashable(tree) and not any(isinstance(key, np.generic) for key in keys)
+    return not any(isinstance(key, np.generic) for key in keys)
 
 
 def build(shape, jit=False):

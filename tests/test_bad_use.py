@@ -181,6 +181,11 @@ CASES = {
         ValueError,
         "one a lane: expected shape (4,), got (3,)",
     ),
+    "a table of legacy keys": (
+        lambda: call(key=jax.random.key_data(jax.random.split(KEY, (4, 3)))),
+        ValueError,
+        "one a lane: expected shape (4,), got (4, 3)",
+    ),
     "a legacy key of another shape": (
         lambda: call(key=jnp.zeros((4, 3), jnp.uint32)),
         ValueError,

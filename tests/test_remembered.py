@@ -382,6 +382,60 @@ def test_keywords_take_turns(key):
         assert tagged.tags["0.x"] == {"s"}
 
 
+def draws_in(jaxpr, times=1):
+    """How often a program draws, in all that it calls, and how many words."""
+    rows = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "random_bits":
+            rows.append(times * equation.outvars[0].aval.size)
+        often = times * equation.params.get("length", 1)
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            rows += draws_in(inner, often) if hasattr(inner, "eqns") else []
+    return rows
+
+
+@pytest.mark.usefixtures("needs_jit")
+def test_in_jit_small_nodes_are_computed_together_and_big_ones_are_not(lane_key):
+    def draws(count, size):
+        net = [Draw(size) for _ in range(count)]
+
+        def run(key):
+            model, _ = vmap_call_all_fns(net, "step", axis_size=2, key=key)
+            return [node.x for node in model]
+
+        closed = jax.make_jaxpr(run)(lane_key)
+        assert ("scan" in str(closed)) == (count > 1 and size < 300_000)
+        return draws_in(closed.jaxpr)
+
+    assert draws(1, 3) == [2 * 3]
+    for count in (20, 60):
+        assert draws(count, 3) == [2 * count * 3]
+        assert draws(count, 60_000) == [2 * count * 60_000]
+    # Together, what is beyond 1 MiB a node would be copied once more.
+    assert draws(20, 300_000) == [2 * 300_000] * 20
+
+
+class Reads(eqx.Module):
+    below: Any
+    x: Any = None
+
+    def step(self, *, key=None):
+        return replace(self, x=self.below.x + 1)
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_parents_of_small_nodes_and_of_big_ones(size, lane_key):
+    net = [Reads(Add(jnp.zeros(size) + i, jnp.ones(size))) for i in range(3)]
+    keys = jax.random.split(lane_key, 2)
+    expected = oracle.vmap_call(net, "step", keys)
+    for jit in (lambda f: f, eqx.filter_jit):
+        run = jit(
+            lambda net: vmap_call_all_fns(net, "step", axis_size=2, key=lane_key)[0]
+        )
+        oracle.assert_same(run(net), expected, exact=False)
+
+
 @pytest.mark.parametrize("maker", ["draw", "read", "add"])
 def test_programs_do_not_grow_with_nodes(maker, compiled, key):
     """Nor do those of few nodes outnumber those of many."""

@@ -235,7 +235,7 @@ def test_every_layer_with_parameters_has_a_rule(key):
 
 def test_weight_norm_follows_the_new_weights(lane_key):
     old, new = jax.random.split(lane_key)
-    for name in ("WeightNorm", "WeightNorm over all", "WeightNorm of Conv2d"):
+    for name in [name for name in LAYERS if name.startswith("WeightNorm")]:
         layer = LAYERS[name](old)
         layer = chorax.replace(layer, g=layer.g * 2)
         ensemble, delta = chorax.vmap_call_all_fns(
@@ -275,6 +275,7 @@ def test_spectral_norm_starts_from_the_new_weights(lane_key):
 STACKS = ["Conv2d", "ConvTranspose1d", "GRUCell", "LSTMCell", "Embedding", "LayerNorm"]
 STACKS += ["RMSNorm", "GroupNorm", "BatchNorm", "PReLU", "MultiheadAttention"]
 STACKS += ["SpectralNorm", "WeightNorm", "WeightNorm over all", "Linear of scalars"]
+STACKS += ["WeightNorm along another axis"]
 
 
 @pytest.mark.parametrize("name", STACKS)

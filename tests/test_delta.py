@@ -334,6 +334,27 @@ def test_a_table_of_anything():
     assert repr(diff(1, 1)) == "StateDelta: 0 written leaves, no lanes"
 
 
+@pytest.mark.usefixtures("in_32_bits")
+def test_rows_that_differ_in_their_path_alone_are_folded():
+    def paths_of(tree):
+        rows = repr(diff(jax.tree.map(lambda _: None, tree), tree)).splitlines()[2:]
+        return [row.split("  ")[0] for row in rows]
+
+    one, two = jnp.ones(1), jnp.ones(2)
+    assert paths_of([one] * 3) == ["0", "1", "2"]
+    assert paths_of([one] * 4) == ["{0..3} (4)"]
+    assert paths_of([one, two] * 4) == ["{0,2,4,6} (4)", "{1,3,5,7} (4)"]
+    assert paths_of([{"a": one, "b": two}] * 9) == ["{0..8}.a (9)", "{0..8}.b (9)"]
+    assert paths_of(dict.fromkeys("abcd", one)) == ["{a,b,c,d} (4)"]
+    assert paths_of([[one, one], [one, one]]) == ["{0..1}.{0..1} (4)"]
+    # Not all that these keys could make.
+    assert paths_of([[one, one], [one, two], [one]]) == ["*.* (4)", "1.1"]
+    assert paths_of([one, [one], [[one]], {"a": one}]) == ["0", "1.0", "2.0.0", "3.a"]
+    big = repr(diff([None] * 1000, [one] * 1000)).splitlines()
+    assert big[0] == "StateDelta: 1000 written leaves, no lanes, 3.9 KiB"
+    assert big[2].split() == ["{0..999}", "(1000)", "float32", "(1,)", "3.9", "KiB"]
+
+
 def test_a_delta_under_jit_and_grad(key):
     net = cells()
 

@@ -127,17 +127,18 @@ def test_repr_marks_the_lane_axis():
     shared, axes = lanes.stack(
         [linear, linear], share=lambda path, x: path == ("bias",)
     )
-    assert repr(lanes.Ensemble(shared, axes)) == (
-        "Ensemble(2 lanes of Linear(\n"
-        "  weight=float32[2 lanes, 3, 2],\n"
-        "  bias=f32[3],\n"
-        "  in_features=2,\n"
-        "  out_features=3,\n"
-        "  use_bias=True\n"
-        "))"
+    ensemble = lanes.Ensemble(shared, axes)
+    assert repr(ensemble) == (
+        "Ensemble: 2 lanes of Linear, 1 leaf with lanes, 1 shared, 60 B\n"
+        "path    type     shape            bytes\n"
+        "weight  float32  (2 lanes, 3, 2)   48 B\n"
+        "bias    float32  (3,)              12 B"
     )
+    assert "<td>(2 lanes, 3, 2)</td>" in ensemble._repr_html_()
     # Also where a transformation has put something else in place of arrays.
-    assert "weight=None" in repr(eqx.filter(lanes.Ensemble(shared, axes), False))
+    assert repr(eqx.filter(ensemble, False)) == (
+        "Ensemble: 2 lanes of Linear, 0 leaves with lanes, 0 shared, 0 B"
+    )
 
 
 @pytest.mark.parametrize(

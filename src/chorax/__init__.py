@@ -8,6 +8,8 @@ from ._annotations import (
 from ._assign import assign_state_values as assign_state_values
 from ._call import call_all_fns as call_all_fns, vmap_call_all_fns as vmap_call_all_fns
 from ._delta import apply_delta as apply_delta, diff as diff, StateDelta as StateDelta
+from ._explain import explain as explain
+from ._explanation import Explanation as Explanation
 from ._layers import reset_parameters as reset_parameters
 from ._order import call_order as call_order
 from ._replace import replace as replace

@@ -5,20 +5,10 @@ from typing import Any, Literal, overload, SupportsIndex, TypeVar
 
 from jax.typing import ArrayLike
 
-from ._checks import (
-    check_filter,
-    check_flag,
-    check_function,
-    check_kwargs,
-    check_lanes,
-    check_mode,
-    check_tag,
-    check_where,
-    IfNotExist,
-)
+from ._checks import check_function, check_lanes, IfNotExist
 from ._collective import run_collective
 from ._delta import StateDelta
-from ._request import Request
+from ._request import checked_request, Request
 from .filters import Filter
 
 
@@ -145,6 +135,8 @@ def vmap_call_all_fns(
     `ValueError`, `TypeError` or `AttributeError` for bad arguments, before any method
     is called. What a method raises gets a note with the path of the node.
 
+    `chorax.explain` takes the same arguments and tells what they come to.
+
     ```python
     >>> import chorax
     >>> import equinox as eqx
@@ -160,20 +152,20 @@ def vmap_call_all_fns(
 
     ```
     """
-    function = check_function(fn_name)
+    check_function(fn_name)
     lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size)
-    request = Request(
-        function=function,
-        args=args,
-        kwargs=check_kwargs(kwargs),
-        lanes=lanes,
+    request = checked_request(
+        lanes,
+        fn_name,
+        args,
+        kwargs,
         key=key,
-        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
-        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
-        state_tag=check_tag(state_tag),
-        if_not_exist=check_mode(fn_if_not_exist),
-        has_aux=check_flag(has_aux, "has_aux"),
-        where=check_where(where, lanes.size),
+        node_to_exclude=node_to_exclude,
+        state_to_exclude=state_to_exclude,
+        state_tag=state_tag,
+        fn_if_not_exist=fn_if_not_exist,
+        has_aux=has_aux,
+        where=where,
         in_axes=in_axes,
         args_in_axes=args_in_axes,
         kwargs_in_axes=kwargs_in_axes,
@@ -252,17 +244,17 @@ def call_all_fns(
 
     ```
     """
-    request = Request(
-        function=check_function(fn_name),
-        args=args,
-        kwargs=check_kwargs(kwargs),
-        lanes=None,
+    request = checked_request(
+        None,
+        fn_name,
+        args,
+        kwargs,
         key=key,
-        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
-        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
-        state_tag=check_tag(state_tag),
-        if_not_exist=check_mode(fn_if_not_exist),
-        has_aux=check_flag(has_aux, "has_aux"),
+        node_to_exclude=node_to_exclude,
+        state_to_exclude=state_to_exclude,
+        state_tag=state_tag,
+        fn_if_not_exist=fn_if_not_exist,
+        has_aux=has_aux,
     )
     return _run(target, request)
 

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 
 from ._holder import undo_lanes
 from ._paths import dotted, first_difference, leaf_paths, Path, place
-from ._table import html_table, text_table
+from ._table import counted, in_bytes, Row, size_of, Table, value_cells
 from ._typed import typed
 from .filters import Filter, to_predicate
 
@@ -174,10 +174,10 @@ class StateDelta(eqx.Module, Generic[T]):
         )
 
     def __repr__(self) -> str:
-        return text_table(self._summary(), self._table())
+        return self._table().text()
 
     def _repr_html_(self) -> str:
-        return html_table(self._summary(), self._table())
+        return self._table().html()
 
     def leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
         """Path, value, whether it was written, and tags of each leaf of the model."""
@@ -191,20 +191,22 @@ class StateDelta(eqx.Module, Generic[T]):
         rows = self.leaves()
         return [(path, x, tags) for path, x, is_written, tags in rows if is_written]
 
-    def _summary(self) -> str:
-        count = len(self._rows())
-        lanes = "no lanes" if self.axis_size is None else f"{self.axis_size} lanes"
-        return (
-            f"StateDelta: {count} written {'leaf' if count == 1 else 'leaves'}, {lanes}"
-        )
-
-    def _table(self) -> list[tuple[str, Any, int | None, frozenset[str]]]:
-        rows = zip(self.leaves(), self._axes, strict=True)
-        return [
-            (dotted(path) or "()", value, axis, tags)
-            for (path, value, is_written, tags), axis in rows
+    def _table(self) -> Table:
+        rows = tuple(
+            Row(path, (*value_cells(x, axis), ", ".join(sorted(tags))), size_of(x))
+            for (path, x, is_written, tags), axis in zip(
+                self.leaves(), self._axes, strict=True
+            )
             if is_written
-        ]
+        )
+        lanes = (
+            "no lanes" if self.axis_size is None else counted(self.axis_size, "lane")
+        )
+        parts = [counted(len(rows), "written leaf", "written leaves"), lanes]
+        if rows:
+            parts.append(in_bytes(sum(row.size or 0 for row in rows)))
+        head = ("path", "type", "shape", "tags", "bytes")
+        return Table(f"StateDelta: {', '.join(parts)}", head, rows)
 
 
 @typed(delta="a `StateDelta`, as collective calls and `diff` return")

@@ -11,6 +11,7 @@ from ._holder import LaneHolder
 from ._lane_axes import count_lanes, lane_axes, take_lanes
 from ._paths import leaf_paths
 from ._replace import replace
+from ._table import counted, in_bytes, is_array_like, Row, size_of, Table, value_cells
 from ._typed import typed
 
 
@@ -163,25 +164,26 @@ class Ensemble(LaneHolder, Generic[M]):
         return iter([self[index] for index in range(self.axis_size)])
 
     def __repr__(self) -> str:
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
         known = dict(self.mapped)
         leaves, structure = jtu.tree_flatten(self.model)
-        pairs = zip(leaf_paths(structure), leaves, strict=True)
-        shown = [_Shown(x, known.get(path), self.axis_size) for path, x in pairs]
-        model: str = eqx.tree_pformat(jtu.tree_unflatten(structure, shown))
-        return f"Ensemble({self.axis_size} lanes of {model})"
-
-
-class _Shown:
-    """A leaf as it is printed, with its lane axis marked."""
-
-    def __init__(self, leaf: Any, axis: int | None, size: int) -> None:
-        self.leaf, self.axis, self.size = leaf, axis, size
-
-    def __repr__(self) -> str:
-        if self.axis is None or not hasattr(self.leaf, "shape"):
-            shown: str = eqx.tree_pformat(self.leaf)
-            return shown
-        sizes = [str(n) for n in self.leaf.shape]
-        if self.axis < len(sizes) and sizes[self.axis] == str(self.size):
-            sizes[self.axis] += " lanes"
-        return f"{self.leaf.dtype}[{', '.join(sizes)}]"
+        pairs = list(zip(leaf_paths(structure), leaves, strict=True))
+        rows = tuple(
+            Row(path, value_cells(x, known.get(path)), size_of(x))
+            for path, x in pairs
+            if is_array_like(x)
+        )
+        shared = sum(path not in known for path, x in pairs if is_array_like(x))
+        parts = [
+            f"{counted(self.axis_size, 'lane')} of {type(self.model).__name__}",
+            counted(len(rows) - shared, "leaf with lanes", "leaves with lanes"),
+            f"{shared} shared",
+            in_bytes(sum(row.size or 0 for row in rows)),
+        ]
+        head = ("path", "type", "shape", "bytes")
+        return Table(f"Ensemble: {', '.join(parts)}", head, rows)

@@ -37,6 +37,17 @@ class Aux:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Visit:
+    """One node's call, in the order of calls: its subtree before and after it, as
+    structures of named values."""
+
+    node: Node
+    done: Trace | PlainRun
+    before: tuple[jtu.PyTreeDef, tuple[int, ...]]
+    after: tuple[jtu.PyTreeDef, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """What a collective call comes to.
 
@@ -67,6 +78,19 @@ def make_plan(
     `specs` describe the leaves of the target. `values`, the leaves and the arguments'
     arrays, are given where methods are to run plainly instead of being traced.
     """
+    return plan_visits(walked, methods, call, specs, excludes, values, keys)[0]
+
+
+def plan_visits(
+    walked: Walked,
+    methods: Mapping[int, Method],
+    call: Call,
+    specs: Sequence[Spec],
+    excludes: Excludes | None,
+    values: Sequence[Any] | None,
+    keys: LaneKeys | None,
+) -> tuple[Plan, Sequence[Visit]]:
+    """The same, and what it comes to node by node."""
     planner = _Planner(walked, call, specs, excludes, values, keys)
     # Unmarked methods first, then by level; `walked` has children before parents.
     order = sorted(
@@ -74,7 +98,7 @@ def make_plan(
     )
     for index in order:
         planner.plan_call(walked.nodes[index], methods[index])
-    return planner.finish(walked.nodes)
+    return planner.finish(walked.nodes), planner.visits
 
 
 class _Planner:
@@ -99,8 +123,7 @@ class _Planner:
         self._varying: dict[Trace, tuple[bool, ...]] = {}
         self._planned: list[Planned] = []
         self._aux: dict[Path, Aux] = {}
-        # Which nodes were called, in order, and whether inside of them was written.
-        self._called: list[tuple[Node, bool]] = []
+        self.visits: list[Visit] = []
         self._has_levels = False
 
     def plan_call(self, node: Node, method: Method) -> None:
@@ -137,8 +160,9 @@ class _Planner:
             self._planned.append(planned)
 
         outcome = done.outcome
-        self._called.append((node, outcome.reaches_inside))
-        new = [self._source(origin, names, outputs) for origin in outcome.origins]
+        new = tuple(self._source(each, names, outputs) for each in outcome.origins)
+        after = outcome.structure, new
+        self.visits.append(Visit(node, done, (structure, names), after))
         refs = [Ref(name) for name in new]
         slot.assign(jtu.tree_unflatten(outcome.structure, refs), node.path)
         note_lanes(self._draft, node, outcome)
@@ -171,12 +195,13 @@ class _Planner:
         """
         reach: set[Path] = set()
         within: dict[Path, Path] = {}
-        for node, reaches_inside in reversed(self._called):
+        for visit in reversed(self.visits):
+            node = visit.node
             above = [node.path[:i] for i in range(len(node.path))] if reach else ()
             author = next((p for p in above if p in reach), within.get(node.path))
             if author is not None:
                 self._check_again(node, author)
-            if reaches_inside:
+            if visit.done.outcome.reaches_inside:
                 reach.add(node.path)
             if self._has_levels:
                 around = (node.path[:i] for i in range(len(node.path)))

@@ -1,81 +1,158 @@
-"""Written leaves as a table: text for a terminal, HTML for a notebook."""
+"""Tables of values: text for a terminal, HTML for a notebook.
 
+Rows that differ in their path alone are folded into one once there are several: a model
+of a thousand equal nodes reads like one of a few.
+"""
+
+import dataclasses
 import html
+import itertools
+import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
+from ._paths import dotted, Path
 from ._show import short
 
 
-# Path, value, lane axis, tags.
-Row: TypeAlias = tuple[str, Any, int | None, frozenset[str]]
-_HEAD = ("path", "type", "shape", "tags", "bytes")
+# So many rows stand as they are: to read them takes no longer than to read a pattern.
+_FEW = 3
 
 
-def text_table(summary: str, rows: Sequence[Row]) -> str:
-    """The rows under a one-line summary, in columns."""
-    cells = [_HEAD, *map(_cells, rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEAD))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if name == "bytes" else cell.ljust(width)
-            for name, cell, width in zip(_HEAD, line, widths, strict=True)
-        ).rstrip()
-        for line in cells
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line: where, what there is to say of it, and its size in bytes if any."""
+
+    path: Path
+    cells: tuple[str, ...]
+    size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under a one-line summary; `head` names the path, the cells and the size."""
+
+    summary: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def text(self) -> str:
+        """In columns."""
+        if not self.rows:
+            return self.summary
+        lines = [self.head, *self._lines()]
+        columns = range(len(self.head))
+        widths = [max(len(line[i]) for line in lines) for i in columns]
+        last = len(self.head) - 1
+        return "\n".join(
+            [
+                self.summary,
+                *(
+                    "  ".join(
+                        line[i].rjust(widths[i]) if i == last else line[i].ljust(width)
+                        for i, width in enumerate(widths)
+                    ).rstrip()
+                    for line in lines
+                ),
+            ]
+        )
+
+    def html(self) -> str:
+        """The same in HTML."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.head)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>"
+            for line in self._lines()
+        )
+        return (
+            f"<table><caption>{html.escape(self.summary)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        lines: list[tuple[str, ...]] = []
+        for paths, row in folded(self.rows):
+            size = "" if row.size is None else in_bytes(row.size * len(paths))
+            lines.append((pattern(paths), *row.cells, size))
+        return lines
+
+
+def folded(rows: Sequence[Row]) -> list[tuple[list[Path], Row]]:
+    """Rows with the paths that they stand for; where few would be folded, none are."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        kinds = tuple(map(type, row.path))
+        groups.setdefault((kinds, row.cells, row.size), []).append(row)
+    lines: list[tuple[list[Path], Row]] = []
+    for row in rows:
+        group = groups[tuple(map(type, row.path)), row.cells, row.size]
+        if len(group) <= _FEW:
+            lines.append(([row.path], row))
+        elif group[0] is row:
+            lines.append(([each.path for each in group], row))
+    return lines
+
+
+def pattern(paths: Sequence[Path]) -> str:
+    """Paths of one length as one: `layers.{0..7}.v (8)`."""
+    if len(paths) == 1:
+        return dotted(paths[0]) or "()"
+    columns = [list(dict.fromkeys(column)) for column in zip(*paths, strict=True)]
+    # Sets of keys say which paths they are only if these are all that there could be.
+    exact = math.prod(map(len, columns)) == len(paths)
+    keys = [
+        str(column[0]) if len(column) == 1 else _choice(column) if exact else "*"
+        for column in columns
     ]
-    if not rows:
-        return summary
-    return "\n".join([f"{summary}, {_bytes(sum(map(_size, rows)))}", *lines])
+    return f"{'.'.join(keys)} ({len(paths)})"
 
 
-def html_table(summary: str, rows: Sequence[Row]) -> str:
-    """The same as an HTML table."""
-    head = "".join(f"<th>{name}</th>" for name in _HEAD)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in _cells(row)) + "</tr>"
-        for row in rows
-    )
-    total = _bytes(sum(map(_size, rows)))
-    return (
-        f"<table><caption>{html.escape(summary)}, {total}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+def _choice(keys: Sequence[Any]) -> str:
+    pairs = itertools.pairwise(keys)
+    if all(isinstance(a, int) and b == a + 1 for a, b in pairs):
+        return f"{{{keys[0]}..{keys[-1]}}}"
+    shown = list(map(str, keys))
+    if len(shown) > 4:
+        shown = [*shown[:2], "...", shown[-1]]
+    return f"{{{','.join(shown)}}}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    path, value, axis, tags = row
-    tag_names = ", ".join(sorted(tags))
-    if not _is_array(value):
-        return path, type(value).__name__, _shorten(short(value)), tag_names, ""
+def value_cells(value: Any, axis: int | None) -> tuple[str, str]:
+    """Type and shape of an array, its lane axis marked; or else type and value."""
+    if not is_array_like(value):
+        return type(value).__name__, _shorten(short(value))
     shape = list(map(str, value.shape))
     if axis is not None and -len(shape) <= axis < len(shape):
         shape[axis] = f"{shape[axis]} lanes"
     form = f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
-    return path, str(value.dtype), form, tag_names, _bytes(_size(row))
+    return str(value.dtype), form
 
 
-def _is_array(value: Any) -> bool:
-    # Abstract arrays too: a delta may come out of `eqx.filter_eval_shape`.
+def is_array_like(value: Any) -> bool:
+    """Abstract arrays too: a delta may come out of `eqx.filter_eval_shape`."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _size(row: Row) -> int:
-    value = row[1]
-    if not _is_array(value):
-        return 0
-    count = 1
-    for length in value.shape:
-        count *= length
-    return count * value.dtype.itemsize
+def size_of(value: Any) -> int | None:
+    """The bytes of an array."""
+    if not is_array_like(value):
+        return None
+    return math.prod(value.shape) * value.dtype.itemsize
 
 
-def _bytes(count: int) -> str:
+def in_bytes(count: int) -> str:
+    """A number of bytes as people read it."""
     size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
         if size < 1024:
             break
         size, unit = size / 1024, larger
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """ "1 leaf", "2 leaves"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _shorten(text: str) -> str:

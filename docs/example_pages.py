@@ -1,0 +1,43 @@
+"""A page for each script in `examples`: its docstring, its picture, its code."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+def scripts() -> Iterator[Path]:
+    yield from sorted(EXAMPLES.glob("*.py"))
+
+
+def page_of(script: Path) -> str:
+    """The script as Markdown; the first line of its docstring is the title."""
+    source = script.read_text()
+    tree = ast.parse(source)
+    docstring = ast.get_docstring(tree)
+    assert docstring, script
+    title, _, rest = docstring.partition("\n\n")
+    # The docstring is the page's text already.
+    first = tree.body[0].end_lineno
+    code = "\n".join(source.splitlines()[first:]).strip()
+    picture = f"![{title}]({script.stem}.png)\n\n"
+    return f"# {title.rstrip('.')}\n\n{rest}\n\n{picture}```python\n{code}\n```\n"
+
+
+def on_config(config: Any) -> Any:
+    for section in config.nav:
+        if "Examples" in section:
+            section["Examples"] = [f"examples/{each.stem}.md" for each in scripts()]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    for script in scripts():
+        name = f"examples/{script.stem}.md"
+        files.append(File.generated(config, name, content=page_of(script)))
+    return files

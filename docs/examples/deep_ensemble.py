@@ -4,8 +4,10 @@ One `eqx.nn.MLP` becomes eight, each with a random initialisation of its own. Th
 side by side on ten labelled images of each digit, every one on its own shuffling of
 them. So few images leave a single network sure of itself where it is wrong; the average
 of eight is right more often, and knows better when it isn't (deep ensembles:
-Lakshminarayanan et al. 2017, arXiv:1612.01474). The script prints the scores of both,
-and draws how far confidence can be trusted and where the members disagree.
+Lakshminarayanan et al. 2017, arXiv:1612.01474). It also tells better what is no digit
+at all: patches of photographs, which it has never seen. The script prints the scores of
+both, and draws how far confidence can be trusted, how unsure both are of digits and of
+photographs, and where the members disagree.
 
     pip install -e ".[examples]"
     python docs/examples/deep_ensemble.py
@@ -23,7 +25,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.feature_extraction.image import extract_patches_2d
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
@@ -53,6 +57,17 @@ def load_data(seed: int) -> tuple[Images, Labels, Images, Labels]:
     )
     train_x, test_x, train_y, test_y = map(jnp.asarray, split)
     return train_x, train_y, test_x, test_y
+
+
+def load_photographs(count: int, seed: int) -> Images:
+    """Patches of two photographs, as big as the digits and as dark."""
+    patches = [
+        extract_patches_2d(
+            photo.mean(axis=2), (8, 8), max_patches=count // 2, random_state=seed
+        )
+        for photo in load_sample_images().images
+    ]
+    return jnp.asarray(np.concatenate(patches).reshape(-1, 64) / 255, jnp.float32)
 
 
 def predict(model: eqx.nn.MLP, images: Images) -> LogProbs:
@@ -120,13 +135,21 @@ def score(log_probs: LogProbs, labels: Labels) -> Array:
     return jnp.stack([correct.mean(), nll(log_probs, labels), ece])
 
 
+def entropy(log_probs: Array) -> Array:
+    """How unsure a prediction is, in nats."""
+    return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+
+
+def told_apart(known: Array, unknown: Array) -> float:
+    """The chance that a prediction for what is no digit is the less sure one: the area
+    under the ROC curve."""
+    is_unknown = np.repeat((False, True), (len(known), len(unknown)))
+    return float(roc_auc_score(is_unknown, np.concatenate([known, unknown])))
+
+
 def disagreement(log_probs: MemberLogProbs) -> PerImage:
     """The mutual information, in nats, of the prediction and the member that makes it:
     zero where all members predict the same, however unsure they are."""
-
-    def entropy(log_probs: Array) -> Array:
-        return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
-
     return entropy(average(log_probs)) - entropy(log_probs).mean(axis=0)
 
 
@@ -150,6 +173,25 @@ def draw_calibration(figure: Any, log_probs: MemberLogProbs, labels: Labels) -> 
     figure.suptitle("How far can confidence be trusted?", weight="bold")
 
 
+def draw_entropy(figure: Any, digits: MemberLogProbs, photos: MemberLogProbs) -> None:
+    top, bottom = figure.subplots(2, 1, sharex=True, sharey=True)
+    edges = np.linspace(0, np.log(CLASSES), 30)
+    for axes, name, scores in (
+        (top, "single members", [entropy(x).ravel() for x in (digits, photos)]),
+        (bottom, "ensemble", [entropy(average(x)) for x in (digits, photos)]),
+    ):
+        for what, colour, each in zip(
+            ("digits", "photographs"), (RIGHT, WRONG), scores, strict=True
+        ):
+            weights = np.full(len(each), 1 / len(each))
+            axes.hist(each, edges, weights=weights, color=colour, alpha=0.7, label=what)
+        axes.set_title(name, size="medium")
+        axes.set(ylabel="share of inputs")
+    top.legend(frameon=False)
+    bottom.set(xlabel="entropy of the prediction (nats)", xlim=(0, np.log(CLASSES)))
+    figure.suptitle("Does it know what it has never seen?", weight="bold")
+
+
 def draw_votes(figure: Any, images: Images, labels: Labels, votes: Votes) -> None:
     digits = range(CLASSES)
     axes = figure.subplots(2, len(images), height_ratios=(2, 1), sharey="row")
@@ -167,11 +209,14 @@ def draw_votes(figure: Any, images: Images, labels: Labels, votes: Votes) -> Non
     figure.supxlabel("digit", size="medium")
 
 
-def draw(images: Images, labels: Labels, log_probs: MemberLogProbs) -> Figure:
-    figure = Figure(figsize=(14, 6), layout="constrained")
-    panels: Any = figure.subfigures(1, 2, width_ratios=(2, 3), wspace=0.03)
+def draw(
+    images: Images, labels: Labels, log_probs: MemberLogProbs, photos: MemberLogProbs
+) -> Figure:
+    figure = Figure(figsize=(17, 6), layout="constrained")
+    panels: Any = figure.subfigures(1, 3, width_ratios=(5, 5, 8), wspace=0.03)
     draw_calibration(panels[0], log_probs, labels)
-    rows = panels[1].subfigures(2, 1, hspace=0.03)
+    draw_entropy(panels[1], log_probs, photos)
+    rows = panels[2].subfigures(2, 1, hspace=0.03)
     order = jnp.argsort(disagreement(log_probs), descending=True)
     votes = log_probs.argmax(axis=2)
     for row, chosen in ((rows[0], order[:6]), (rows[1], order[-6:])):
@@ -199,15 +244,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     predict_all = eqx.filter_vmap(predict, in_axes=(delta.in_axes, None))
     log_probs = predict_all(ensemble, test_x)
     singles = jax.vmap(score, in_axes=(0, None))(log_probs, test_y)
-    print(f"{'':20}{'accuracy':>10}{'NLL (nats)':>12}{'ECE':>8}")
-    for name, scores in (
-        ("mean single member", singles.mean(axis=0)),
-        (f"ensemble of {options.members}", score(average(log_probs), test_y)),
+    photos = predict_all(ensemble, load_photographs(len(test_x), options.seed))
+    single = np.mean(
+        [
+            told_apart(*map(entropy, pair))
+            for pair in zip(log_probs, photos, strict=True)
+        ]
+    )
+    both = told_apart(entropy(average(log_probs)), entropy(average(photos)))
+    print(f"{'':20}{'accuracy':>10}{'NLL (nats)':>12}{'ECE':>8}{'AUROC':>8}")
+    for name, scores, area in (
+        ("mean single member", singles.mean(axis=0), single),
+        (f"ensemble of {options.members}", score(average(log_probs), test_y), both),
     ):
-        print("{:20}{:>10.1%}{:>12.3f}{:>8.3f}".format(name, *scores.tolist()))
+        row = (name, *scores.tolist(), area)
+        print("{:20}{:>10.1%}{:>12.3f}{:>8.3f}{:>8.3f}".format(*row))
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(test_x, test_y, log_probs).savefig(options.output, dpi=150)
+    draw(test_x, test_y, log_probs, photos).savefig(options.output, dpi=150)
     print(f"picture: {options.output}")
 
 

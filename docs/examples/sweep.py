@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -141,12 +142,17 @@ def draw(
             column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=8
         )
     left.set_title("A lane for each pair", weight="bold")
-    colours = [f"C{i}" for i in range(len(taus))]
+    window = np.full(min(25, len(losses)), 1 / min(25, len(losses)))
     best = np.asarray(accuracy).argmax(axis=1)
+    colours = colormaps["plasma"](np.linspace(0, 0.9, len(taus)))
     for row, (tau, colour) in enumerate(zip(taus.tolist(), colours, strict=True)):
-        label = f"{tau:g}"
-        right.plot(losses[:, row, best[row]], color=colour, label=label, linewidth=1)
-    right.set(xlabel="training step", ylabel="cross-entropy (nats)", ylim=(0, None))
+        smooth = np.convolve(losses[:, row, best[row]], window, mode="valid")
+        right.plot(smooth, color=colour, label=f"{tau:g}")
+    right.set(
+        xlabel="training step",
+        ylabel="cross-entropy (nats), mean of 25 steps",
+        ylim=(0, None),
+    )
     right.legend(title="time constant", frameon=False, ncols=2)
     right.spines[["top", "right"]].set_visible(False)
     right.set_title("Each time constant at its best rate", weight="bold")
@@ -167,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_key, train_key = jax.random.split(jax.random.key(options.seed))
     count = options.values
     taus = jnp.geomspace(1.0, 128.0, count)
-    rates = jnp.geomspace(1e-4, 1e-1, count)
+    rates = jnp.geomspace(1e-3, 0.3, count)
     all_taus, all_rates = (x.ravel() for x in jnp.meshgrid(taus, rates, indexing="ij"))
 
     models, axes = make_lanes(Reader(options.units, model_key), all_taus)
@@ -192,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     row, column = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
     print(f"{count * count} pairs in one run")
     print(
-        f"best: time constant {taus[row]:.0f} steps, learning rate {rates[column]:.0e}, "
-        f"accuracy {accuracy.max():.1%}"
+        f"best: time constant {taus[row]:.0f} steps, learning rate "
+        f"{rates[column]:.0e}, accuracy {accuracy.max():.1%}"
     )
     figure = draw(accuracy, taus, rates, jnp.stack(losses).reshape(-1, count, count))
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,10 @@ def page_of(script: Path) -> str:
 def on_config(config: Any) -> Any:
     for section in config.nav:
         if "Examples" in section:
-            section["Examples"] = [f"examples/{each.stem}.md" for each in scripts()]
+            section["Examples"] = [
+                {each.stem.replace("_", " ").capitalize(): f"examples/{each.stem}.md"}
+                for each in scripts()
+            ]
     return config
 
 

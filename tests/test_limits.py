@@ -1,4 +1,4 @@
-"""Where a law holds to rounding only, and how far: see `docs/laws.md`."""
+"""Where a law holds to rounding only, and how far: see `docs/pages/laws.md`."""
 
 from typing import Any
 

@@ -172,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"average of {options.members} {ensemble[-1]:.1%}"
         )
     # Statistics are a tuple of means and variances.
-    means, _ = states.get(models.norm.batch_state_index)
+    index: Any = models.norm.batch_state_index
+    means, _ = states.get(index)
     figure = draw(jnp.stack(members), jnp.stack(ensemble), means)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, dpi=150)

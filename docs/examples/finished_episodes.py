@@ -109,6 +109,7 @@ class Agent(eqx.Module):
         assert self.pole.x is not None
         seen = self.pole.x[jnp.array([0, 2])] / jnp.array(SCALES)
         memory = self.memory(seen)
+        assert memory.h is not None
         logits = jax.nn.log_softmax(self.actor(memory.h))
         action = jax.random.categorical(key, logits)
         pole = self.pole.push(action)
@@ -146,6 +147,7 @@ def play(
 ) -> tuple[Agent, Moment]:
     """All lanes for some steps; those that are done begin anew."""
     lanes = delta.axis_size
+    assert lanes is not None
     act = eqx.filter_vmap(
         lambda agent, key: agent.act(key),
         in_axes=(delta.in_axes, 0),

@@ -136,6 +136,7 @@ def run(
         return eqx.filter(network, delta.filter_spec), heard
 
     states, heard = jax.lax.scan(tick, states, spikes)
+    assert states.readout.total is not None
     return states.readout.total, heard
 
 

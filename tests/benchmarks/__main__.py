@@ -137,7 +137,9 @@ def main() -> None:
         "--quick", action="store_true", help="tiny, to see that it runs"
     )
     parser.add_argument("--task", help="only this one; the rest as it was written")
-    parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "cost")
+    parser.add_argument(
+        "--output", type=Path, default=_ROOT / "docs" / "pages" / "cost"
+    )
     args = parser.parse_args()
     missing = {
         peer

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import pytest
 
 import oracle
@@ -72,3 +73,44 @@ def test_one_array_at_two_places_stays_without_jit():
             plainly, same = vmap_call_all_fns(net, "step", axis_size=3)
     assert same.paths == delta.paths == ("below.a",)
     oracle.assert_same(plainly, batched)
+
+
+@jtu.register_pytree_node_class
+class Registered:
+    def __init__(self, *items):
+        self.items = items
+
+    def tree_flatten(self):
+        return self.items, None
+
+    @classmethod
+    def tree_unflatten(cls, _, items):
+        return cls(*items)
+
+
+class Wraps(eqx.Module):
+    """Holds a function in one of Equinox's wrappers, which has its annotations."""
+
+    function: Any
+    other: Any
+    x: Any
+
+    def step(self):
+        traced.append(self)
+        return replace(self, x=self.x + 1)
+
+
+traced: list[Any] = []
+
+
+@pytest.mark.usefixtures("needs_jit")
+@pytest.mark.parametrize("other", [None, Registered(1)])
+def test_wrapped_functions_are_traced_once(other):
+    for wrap in (eqx.filter_jit, eqx.filter_vmap, eqx.filter_checkpoint):
+        function = wrap(eqx.Partial(jnp.add, jnp.ones(2)))
+        net = [Wraps(function, other, jnp.ones(3) * i) for i in range(4)]
+        traced.clear()
+        for _ in range(3):
+            model, _ = call_all_fns(net, "step")
+            assert model[2].x.tolist() == [3.0, 3.0, 3.0]
+        assert len(traced) == 1

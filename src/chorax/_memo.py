@@ -130,9 +130,31 @@ def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
         data = part.node_data()
         if data is not None:
             # JAX keeps the keys of a dictionary as a list.
-            types.append(exact_type(tuple(data[1]) if data[0] is dict else data[1]))
+            static = tuple(data[1]) if data[0] is dict else data[1]
+            try:
+                types.append(exact_type(static))
+            except TypeError:
+                types.append(_exact_fields(part))
             pending.extend(part.children())
     return structure, tuple(types)
+
+
+def _exact_fields(structure: jtu.PyTreeDef) -> Hashable:
+    """The types of a module's static fields alone: what Equinox's wrappers have from
+    the functions that they wrap, dictionaries of annotations too, tells nothing more.
+    """
+    module = jtu.tree_unflatten(structure, [None] * structure.num_leaves)
+    if not isinstance(module, eqx.Module):
+        raise TypeError("Something static can't be hashed.")
+    names = static_fields(type(module))
+    return tuple(exact_type(getattr(module, name, None)) for name in names)
+
+
+@functools.lru_cache(maxsize=1024)
+def static_fields(cls: Any) -> tuple[str, ...]:
+    """The names of a module's static fields."""
+    fields = dataclasses.fields(cls)
+    return tuple(f.name for f in fields if f.metadata.get("static", False))
 
 
 def surroundings() -> tuple[object, bool]:

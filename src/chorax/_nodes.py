@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from ._delta import StateDelta
 from ._draft import Ref, Slot
 from ._ensemble import Ensemble
-from ._memo import exact_structure, exact_type
+from ._memo import exact_structure, exact_type, static_fields
 from ._paths import Path
 
 
@@ -121,17 +121,11 @@ def _rule(x: Any) -> Any:
     if isinstance(x, jax.Array):
         return None
     if isinstance(x, eqx.Module):
-        return _static_fields(type(x))
+        return static_fields(type(x))
     if isinstance(x, dict):
         return dict
     is_named_tuple = isinstance(x, tuple) and hasattr(cast(Any, x), "_fields")
     return None if is_named_tuple or jtu.all_leaves([x]) else object
-
-
-@functools.lru_cache(maxsize=1024)
-def _static_fields(cls: Any) -> tuple[str, ...]:
-    fields = dataclasses.fields(cls)
-    return tuple(f.name for f in fields if f.metadata.get("static", False))
 
 
 def _modules(parts: list[Any]) -> tuple[eqx.Module, ...]:

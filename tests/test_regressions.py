@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import pytest
 
+import chorax
 import oracle
 from chorax import call_all_fns, replace, vmap_call_all_fns
 
@@ -114,3 +115,34 @@ def test_wrapped_functions_are_traced_once(other):
             model, _ = call_all_fns(net, "step")
             assert model[2].x.tolist() == [3.0, 3.0, 3.0]
         assert len(traced) == 1
+
+
+class Bumped(eqx.Module):
+    """A late node, in one that writes into it before."""
+
+    x: Any
+
+    @chorax.call_order(1)
+    def step(self):
+        traced.append(self)
+        return replace(self, x=self.x * 2)
+
+
+class Bumps(eqx.Module):
+    below: Any
+
+    def step(self):
+        return replace(self, below=replace(self.below, x=self.below.x + 1))
+
+
+@pytest.mark.usefixtures("needs_jit")
+def test_nodes_with_lanes_and_without_are_of_one_kind():
+    net = [Bumped(jnp.ones(2)), Bumps(Bumped(jnp.ones(2)))]
+    traced.clear()
+    batched, delta = vmap_call_all_fns(net, "step", axis_size=3)
+    assert len(traced) == 1
+    assert batched[0].x.tolist() == [[2.0, 2.0]] * 3
+    assert batched[1].below.x.tolist() == [[4.0, 4.0]] * 3
+    again, _ = vmap_call_all_fns(batched, "step", axis_size=3, in_axes=delta)
+    assert len(traced) == 1
+    assert again[1].below.x.tolist() == [[10.0, 10.0]] * 3

@@ -452,6 +452,21 @@ def test_programs_do_not_grow_with_nodes(maker, compiled, key):
     assert 0 < few <= many <= few + 3
 
 
+@pytest.mark.usefixtures("needs_jit")
+def test_many_kinds_of_one_node_share_programs(compiled, key):
+    def programs(count):
+        jax.clear_caches()
+        net = [Draw(size) for size in range(1, count + 1)]
+        before = len(compiled)
+        vmap_call_all_fns(net, "step", axis_size=4, key=key)
+        return len(compiled) - before
+
+    one = programs(1)
+    # Up to 16 steps in one program.
+    assert programs(12) == programs(16) == one
+    assert programs(30) == one + 1
+
+
 def test_kinds_that_compute_the_same_are_compiled_once(compiled, key):
     def programs(count):
         jax.clear_caches()

@@ -188,7 +188,7 @@ class _Reader:
         kinds: dict[int, int] = {}
         for visit in visits:
             path, node = visit.node.path, visit.node.module
-            kind = kinds.setdefault(id(visit.done), len(kinds) + 1)
+            kind = kinds.setdefault(id(visit.done.outcome), len(kinds) + 1)
             writes = tuple(self._changes(visit))
             name = type(node).__name__
             yield NodeCall(path, name, kind, self._wave.get(path), writes)

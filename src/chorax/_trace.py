@@ -51,6 +51,13 @@ class Trace:
 
 def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
     """The trace of a kind, remembered from an earlier call if there was one."""
+    inputs = _inputs(kind, call)
+    # A lane does not see along which axis the lanes lie.
+    specs = [
+        dataclasses.replace(spec, axis=None) if isinstance(spec, ArraySpec) else spec
+        for spec in kind.specs
+    ]
+    kind = dataclasses.replace(kind, specs=tuple(specs))
     try:
         cell = kind_cell((surroundings()[0], call.token, kind.token))
     except TypeError:
@@ -60,7 +67,15 @@ def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
         trace = _trace(kind, call, path)
         if trace.computation.lasts:
             cell.value = trace
-    return trace
+    return dataclasses.replace(trace, axes=tuple(inputs[i].axis for i in trace.reads))
+
+
+def _inputs(kind: Kind, call: Call) -> list[ArraySpec]:
+    """The arrays that a computation may read, in the order of its inputs."""
+    inputs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
+    if kind.gets_key and call.key is not None:
+        inputs.append(ArraySpec(call.key, 0))
+    return inputs
 
 
 def _trace(kind: Kind, call: Call, path: Path) -> Trace:
@@ -71,14 +86,12 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         news, outcome = call_lane(kind, call, inputs, path)
         return news
 
-    arrays = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
-    if kind.gets_key and call.key is not None:
-        arrays.append(ArraySpec(call.key, 0))
+    inputs = _inputs(kind, call)
     lanes = call.lanes
     named = lanes is not None and lanes.axis_name is not None
     closed = jax.make_jaxpr(
         lane, axis_env=[(lanes.axis_name, lanes.size)] if lanes and named else None
-    )(*[spec.struct for spec in arrays])
+    )(*[spec.struct for spec in inputs])
     assert outcome is not None
     outputs = tuple(
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type)
@@ -92,7 +105,7 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         reads=reads,
         outputs=outputs,
         outcome=outcome,
-        axes=tuple(arrays[i].axis for i in reads),
+        axes=tuple(inputs[i].axis for i in reads),
         label=f"`{call.label}` of {kind.name}",
     )
 

@@ -275,4 +275,7 @@ def test_a_loop_over_the_states(shape, choices, seed):
         now = [known.get(path) for path in oracle.leaves_by_path(expected)]
         split = jax.random.split(key, LANES)
         expected = oracle.vmap_call(expected, "step", split, axes=now)
-    oracle.assert_same(eqx.combine(arrays, static, rest), expected)
+    # What is squared again and again outgrows the whole numbers that a float can be.
+    numbers = jtu.tree_leaves(eqx.filter(expected, eqx.is_inexact_array))
+    exact = all(jnp.abs(x).max(initial=0) < 2**20 for x in numbers)
+    oracle.assert_same(eqx.combine(arrays, static, rest), expected, exact=exact)

@@ -146,3 +146,22 @@ def test_nodes_with_lanes_and_without_are_of_one_kind():
     again, _ = vmap_call_all_fns(batched, "step", axis_size=3, in_axes=delta)
     assert len(traced) == 1
     assert again[1].below.x.tolist() == [[10.0, 10.0]] * 3
+
+
+class Writes(eqx.Module):
+    x: Any
+
+    def step(self):
+        return replace(self, x=self.x + 1)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_an_array_at_three_places_is_warned_of_wherever_it_is_written(written):
+    shared = jnp.ones(2)
+    net: list[Any] = [{"x": shared} for _ in range(3)]
+    net[written] = Writes(shared)
+    other = f"`{max(written, 1)}.x`"
+    text = f"The same object stands at `0.x` and at {other}, and was written"
+    with pytest.warns(UserWarning, match=text) as caught:
+        call_all_fns(net, "step")
+    assert len(caught) == 1

@@ -239,8 +239,12 @@ def writing_warnings(
             f"`{label}` wrote nothing at all: no called node returned a changed leaf. "
             "Methods must return the updated node, as `chorax.replace(self, ...)`."
         )
+    told: set[Path] = set()
     for one, other in _shared(walked):
+        if one in told:
+            continue
         if any(_below(path, one) or _below(path, other) for path in written):
+            told.add(one)
             yield (
                 f"The same object stands at {place(one)} and at {place(other)}, and "
                 "was written. PyTrees have no sharing: from here on the two part ways. "
@@ -249,7 +253,8 @@ def writing_warnings(
 
 
 def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
-    """Pairs of paths of one object: modules, and arrays outside of those modules."""
+    """Pairs of paths of one object, the first and each further one: modules, and arrays
+    outside of those modules."""
     pairs: list[tuple[Path, Path]] = []
     items = (*walked.modules, *walked.leaves)
     if len(set(map(id, items))) == len(items):
@@ -261,15 +266,13 @@ def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
     ]
     # Parents come first, so what is inside of a pair is met after it.
     first: dict[int, Path] = {}
-    told: set[int] = set()
     modules = zip(walked.survey.module_paths, walked.modules, strict=True)
     for path, item in (*modules, *arrays):
         other = first.setdefault(id(item), path)
-        if other is path or id(item) in told:
+        if other is path:
             continue
         if any(_below(other, a) and _below(path, b) for a, b in pairs):
             continue
-        told.add(id(item))
         pairs.append((other, path))
         yield other, path
 

@@ -14,7 +14,7 @@ import chorax
 import oracle
 from chorax import apply_delta, call_all_fns, diff, replace, vmap_call_all_fns
 from chorax.filters import PathContains
-from models import Constant, Draw, Drop, Pass, Plain, Retype
+from models import Add, Constant, Draw, Drop, Pass, Plain, Retype
 
 
 class Cell(eqx.Module):
@@ -286,6 +286,15 @@ def test_to_dict_never_loses_a_leaf():
     assert len(delta.paths) == 2
     with pytest.raises(ValueError, match=re.escape("dotted path `a.b`")):
         delta.to_dict()
+
+
+def test_leaves_that_were_mapped_before_keep_their_axis(key):
+    net = [Add(jnp.ones((3, 2)), jnp.ones((2, 3)))]
+    axes = [Add(0, 1)]  # pyright: ignore[reportArgumentType]
+    batched, delta = vmap_call_all_fns(net, "step", axis_size=3, key=key, in_axes=axes)
+    assert batched[0].w is net[0].w
+    assert delta.paths == ("0.x",)
+    assert (delta.in_axes[0].x, delta.in_axes[0].w) == (0, 1)
 
 
 @pytest.mark.usefixtures("in_32_bits")

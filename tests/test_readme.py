@@ -29,7 +29,7 @@ def test_code(capsys):
             printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
             assert printed == comments[: len(printed)]
             lines.append(len(printed))
-    assert lines == [4, 0, 1, 4]
+    assert lines == [4, 0, 1, 3]
     assert [x.shape for x in jtu.tree_leaves(scope["states"])] == [(32, 3)] * 2
     assert [x.shape for x in jtu.tree_leaves(scope["shared"])] == [(3,)] * 2
     assert scope["batched"].layers[0].weight.shape == (8, 8, 2)

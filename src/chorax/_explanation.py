@@ -74,8 +74,8 @@ class Explanation:
 
     `calls` are in the order in which the nodes are called. `paths` are the dotted paths
     of the leaves that are written in the end, and `bytes` their size in all lanes. It
-    prints as a table, in a notebook too; rows that differ in their path alone are
-    folded into the first.
+    prints as a table, in a notebook too; rows that differ in the indices of their
+    path alone are folded into the first.
     """
 
     label: str

@@ -1,7 +1,7 @@
 """Tables of values: text for a terminal, HTML for a notebook.
 
-Rows that differ in their path alone are folded into one once there are several: a model
-of a thousand equal nodes reads like one of a few.
+Rows that differ in the indices of their path alone are folded into one once there are
+several: a model of a thousand equal nodes reads like one of a few.
 """
 
 import dataclasses
@@ -81,16 +81,21 @@ def folded(rows: Sequence[Row]) -> list[tuple[list[Path], Row]]:
     """Rows with the paths that they stand for; where few would be folded, none are."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        kinds = tuple(map(type, row.path))
-        groups.setdefault((kinds, row.cells, row.size), []).append(row)
+        groups.setdefault(_alike(row), []).append(row)
     lines: list[tuple[list[Path], Row]] = []
     for row in rows:
-        group = groups[tuple(map(type, row.path)), row.cells, row.size]
+        group = groups[_alike(row)]
         if len(group) <= _FEW:
             lines.append(([row.path], row))
         elif group[0] is row:
             lines.append(([each.path for each in group], row))
     return lines
+
+
+def _alike(row: Row) -> tuple[Any, ...]:
+    # Names are told one by one: which of them it is may be what a reader looks for.
+    keys = tuple(None if isinstance(key, int) else key for key in row.path)
+    return keys, row.cells, row.size
 
 
 def pattern(paths: Sequence[Path]) -> str:

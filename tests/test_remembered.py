@@ -62,7 +62,7 @@ def compiled():
 
 # Borders: of what one program does for all nodes, of the blocks in which arrays are
 # taken out of stacks, of halves.
-COUNTS = [1, 2, 15, 16, 17, 48, 49, 97]
+COUNTS = [1, 16, 17, 49, 97]
 MAKERS = {
     "draw": lambda i: Toss(),
     "read": lambda i: Read(jnp.arange(4.0) + i),
@@ -86,7 +86,7 @@ def test_any_number_of_nodes(maker, count, lane_key):
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("count", [2, 3, 16, 17])
+@pytest.mark.parametrize("count", [2, 3, 17])
 def test_any_number_of_nodes_in_jit(maker, count, lane_key):
     net = [MAKERS[maker](i) for i in range(count)]
     keys = jax.random.split(lane_key, 2)

@@ -24,8 +24,9 @@ def no_node(path, node):
     return False
 
 
-def call(target, name, args=(), key=None, skip=no_node):
-    """One lane: calls the method, or a function, on every node that has it."""
+def call(target, name, args=(), key=None, skip=no_node, watch=lambda node: None):
+    """One lane: calls the method, or a function, on every node that has it; shows each
+    to `watch` before."""
     due = []
     for index, (path, node) in enumerate(children_first(target)):
         method = name if callable(name) else getattr(type(node), name, None)
@@ -35,6 +36,7 @@ def call(target, name, args=(), key=None, skip=no_node):
             due.append((level is not None, level or 0, index, path))
     for _, _, _, path in sorted(due):
         node = get(target, path)
+        watch(node)
         own = () if key is None else (("key", node_key(key, path)),)
         method = functools.partial(name, node) if callable(name) else None
         new = (method or getattr(node, str(name)))(*args, **dict(own))

@@ -6,12 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import pytest
 
 import chorax
 import oracle
 from chorax import call_all_fns, replace, vmap_call_all_fns
+from trees import Bag
 
 
 class Keeps(eqx.Module):
@@ -76,19 +76,6 @@ def test_one_array_at_two_places_stays_without_jit():
     oracle.assert_same(plainly, batched)
 
 
-@jtu.register_pytree_node_class
-class Registered:
-    def __init__(self, *items):
-        self.items = items
-
-    def tree_flatten(self):
-        return self.items, None
-
-    @classmethod
-    def tree_unflatten(cls, _, items):
-        return cls(*items)
-
-
 class Wraps(eqx.Module):
     """Holds a function in one of Equinox's wrappers, which has its annotations."""
 
@@ -105,7 +92,7 @@ traced: list[Any] = []
 
 
 @pytest.mark.usefixtures("needs_jit")
-@pytest.mark.parametrize("other", [None, Registered(1)])
+@pytest.mark.parametrize("other", [None, Bag(1)])
 def test_wrapped_functions_are_traced_once(other):
     for wrap in (eqx.filter_jit, eqx.filter_vmap, eqx.filter_checkpoint):
         function = wrap(eqx.Partial(jnp.add, jnp.ones(2)))
@@ -146,6 +133,13 @@ def test_nodes_with_lanes_and_without_are_of_one_kind():
     again, _ = vmap_call_all_fns(batched, "step", axis_size=3, in_axes=delta)
     assert len(traced) == 1
     assert again[1].below.x.tolist() == [[10.0, 10.0]] * 3
+
+
+def test_nodes_with_lanes_and_without_side_by_side():
+    net = [Bumped(jnp.ones((3, 2))), Bumped(jnp.ones(2)), Bumped(jnp.ones((2, 3)))]
+    axes = [Bumped(0), Bumped(None), Bumped(1)]
+    batched, _ = vmap_call_all_fns(net, "step", axis_size=3, in_axes=axes)
+    assert [node.x.tolist() for node in batched] == [[[2.0, 2.0]] * 3] * 3
 
 
 class Writes(eqx.Module):

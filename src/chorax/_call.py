@@ -5,7 +5,7 @@ from typing import Any, Literal, overload, SupportsIndex, TypeVar
 
 from jax.typing import ArrayLike
 
-from ._checks import check_function, check_lanes, IfNotExist
+from ._checks import check_lanes, IfNotExist
 from ._collective import run_collective
 from ._delta import StateDelta
 from ._request import checked_request, Request
@@ -152,7 +152,6 @@ def vmap_call_all_fns(
 
     ```
     """
-    check_function(fn_name)
     lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size)
     request = checked_request(
         lanes,

@@ -5,7 +5,7 @@ from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
 
 from jax.typing import ArrayLike
 
-from ._checks import check_function, check_lanes, IfNotExist
+from ._checks import check_lanes, IfNotExist
 from ._explanation import Explanation, run_explanation
 from ._request import checked_request
 from .filters import Filter
@@ -81,7 +81,6 @@ def explain(
 
     ```
     """
-    check_function(fn_name)
     lanes = None
     of_lanes = where, in_axes, args_in_axes, kwargs_in_axes, chunk_size
     names = axis_name, spmd_axis_name

@@ -5,20 +5,20 @@ The call is planned as it would be for real, on shapes, and the plan is read out
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.tree_util as jtu
 
-from ._axes import check_leaf_lengths
-from ._finish import place_leaves, Placed
+from ._finish import is_same, Placed
 from ._keys import lane_keys
-from ._kind import ArraySpec, spec_of, StaticSpec
+from ._kind import ArraySpec
 from ._nodes import Node, walk_nodes
 from ._paths import dotted, leaf_paths, Path
-from ._plan import Plan, plan_visits, Visit
+from ._plan import Plan, Visit
+from ._recipe import propose
 from ._request import excluded_leaves, make_call, Request, target_axes
-from ._select import excluded_nodes, select_nodes
+from ._select import excluded_nodes
 from ._table import counted, in_bytes, Row, size_of, Table, value_cells
 
 
@@ -49,7 +49,7 @@ class NodeCall:
 
     `kind` is the number of its kind, from 1; nodes of one kind are traced once. Calls
     of one `wave`, from 1, read nothing of each other. `wave` is `None` where nothing is
-    left to compute: the call writes no array, or others overwrite what it writes.
+    left to compute: the call makes no new array, or others overwrite what it makes.
     """
 
     path: Path
@@ -72,10 +72,12 @@ class Skipped:
 class Explanation:
     """What a collective call will do, as `chorax.explain` tells it.
 
-    `calls` are in the order in which the nodes are called. `paths` are the dotted paths
-    of the leaves that are written in the end, and `bytes` their size in all lanes. It
-    prints as a table, in a notebook too; rows that differ in the indices of their
-    path alone are folded into the first.
+    `calls` are in the order in which the nodes are called, each with its `path`,
+    `class_name`, `kind`, `wave` and `writes` (leaves with `path`, `before` and
+    `after`); `skipped` are the others, each with its `reason`. `paths` are the dotted
+    paths of the leaves that are written in the end, and `bytes` their size in all
+    lanes. It prints as a table, in a notebook too; rows that differ in the indices of
+    their path alone are folded into the first.
     """
 
     label: str
@@ -117,7 +119,7 @@ class Explanation:
             rows = tuple(
                 Row(each.path, (each.class_name, each.reason)) for each in self.skipped
             )
-            head = ("node", "class", "why", "")
+            head = ("node", "class", "why")
             yield Table(f"{counted(len(rows), 'node')} skipped", head, rows)
 
     def _rows(self) -> Iterator[Row]:
@@ -141,25 +143,19 @@ def run_explanation(target: Any, request: Request) -> Explanation:
     call, _ = make_call(request, keys)
     excluded = excluded_nodes(walked, request)
     excludes = excluded_leaves(request)
-    if request.lanes is not None:
-        leaves, structure = walked.leaves, walked.structure
-        check_leaf_lengths(leaves, structure, axes, request.lanes.size, "in_axes")
-    methods = select_nodes(walked, request, excluded).methods
-    specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
-    plan, visits = plan_visits(walked, methods, call, specs, excludes, None, keys)
-    placed = place_leaves(plan, walked, request, excludes)
-    reader = _Reader(plan, placed, request.size)
+    made = propose(walked, request, axes, call, keys, excluded, excludes)
+    reader = _Reader(made.plan, made.placed, request.size)
     skipped = [
         _skipped(node, index in excluded, request.label)
         for index, node in enumerate(walked.nodes)
-        if index not in methods
+        if index not in made.selection.methods
     ]
     return Explanation(
         request.label,
         request.size,
-        tuple(reader.calls(visits)),
+        tuple(reader.calls(made.visits)),
         tuple(skipped),
-        tuple(dotted(leaf.path) for leaf in placed if leaf.written),
+        tuple(dotted(leaf.path) for leaf in made.placed if leaf.written),
         reader.bytes(),
     )
 
@@ -173,11 +169,13 @@ class _Reader:
     """Reads a plan in words of shapes."""
 
     def __init__(self, plan: Plan, placed: Sequence[Placed], size: int | None) -> None:
-        self._specs = plan.specs
+        self._plan = plan
         self._size = size
         self._placed = placed
+        # What was put back where it stood is as it was.
         self._has_lanes = {
-            (leaf.path, leaf.name): leaf.has_lanes for leaf in placed if leaf.written
+            (leaf.path, leaf.name): leaf.has_lanes if leaf.written else None
+            for leaf in placed
         }
         self._wave: dict[Path, int] = {
             path: step.wave + 1 for step in plan.steps for path in step.paths
@@ -204,7 +202,8 @@ class _Reader:
         old, new = _by_path(*visit.before), _by_path(*visit.after)
         for below in dict.fromkeys([*new, *old]):
             before, after = old.get(below), new.get(below)
-            if before == after or self._is_same(before, after):
+            kept = before is not None and after is not None
+            if kept and is_same(self._plan, cast(int, before), cast(int, after)):
                 continue
             where = (*path, *below)
             was, was_axis = None, None
@@ -216,18 +215,10 @@ class _Reader:
                 value, axis = self._value(after, in_lanes)
             yield LeafChange(where, was, value, was_axis, axis)
 
-    def _is_same(self, before: int | None, after: int | None) -> bool:
-        if before is None or after is None:
-            return False
-        old, new = self._specs[before], self._specs[after]
-        if not isinstance(old, StaticSpec) or not isinstance(new, StaticSpec):
-            return False
-        return old.value is new.value
-
     def _value(self, name: int, in_lanes: bool | None) -> tuple[Any, int | None]:
         """A value as a shape, and its lane axis; where `in_lanes` is `None`, as it is
         now, and else with its lanes in front or without them."""
-        spec = self._specs[name]
+        spec = self._plan.specs[name]
         if not isinstance(spec, ArraySpec):
             return spec.value, None
         axis = spec.axis if in_lanes is None else 0 if in_lanes else None

@@ -46,7 +46,7 @@ def place_leaves(
     placed: list[Placed] = []
     for path, name in zip(paths, plan.names, strict=True):
         original = originals.get(path)
-        written = original is None or not _same(plan, original, name)
+        written = original is None or not is_same(plan, original, name)
         has_lanes = written and request.lanes is not None
         has_lanes = has_lanes and isinstance(plan.specs[name], ArraySpec)
         placed.append(Placed(path, name, original, written, has_lanes))
@@ -57,7 +57,8 @@ def place_leaves(
     return tuple(placed)
 
 
-def _same(plan: Plan, original: int, name: int) -> bool:
+def is_same(plan: Plan, original: int, name: int) -> bool:
+    """Whether two values are the very same object."""
     if original == name:
         return True
     old, new = plan.specs[original], plan.specs[name]

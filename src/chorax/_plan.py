@@ -72,25 +72,12 @@ def make_plan(
     excludes: Excludes | None,
     values: Sequence[Any] | None,
     keys: LaneKeys | None,
-) -> Plan:
-    """Plans the calls of `methods`, by index of node.
+) -> tuple[Plan, Sequence[Visit]]:
+    """Plans the calls of `methods`, by index of node; and what each of them comes to.
 
     `specs` describe the leaves of the target. `values`, the leaves and the arguments'
     arrays, are given where methods are to run plainly instead of being traced.
     """
-    return plan_visits(walked, methods, call, specs, excludes, values, keys)[0]
-
-
-def plan_visits(
-    walked: Walked,
-    methods: Mapping[int, Method],
-    call: Call,
-    specs: Sequence[Spec],
-    excludes: Excludes | None,
-    values: Sequence[Any] | None,
-    keys: LaneKeys | None,
-) -> tuple[Plan, Sequence[Visit]]:
-    """The same, and what it comes to node by node."""
     planner = _Planner(walked, call, specs, excludes, values, keys)
     # Unmarked methods first, then by level; `walked` has children before parents.
     order = sorted(

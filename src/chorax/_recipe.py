@@ -8,7 +8,7 @@ putting the arrays in place.
 import dataclasses
 import functools
 from collections.abc import Hashable, Sequence
-from typing import Any, cast
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.tree_util as jtu
@@ -23,9 +23,9 @@ from ._memo import Cell, recipe_cell, surroundings
 from ._methods import definition_token
 from ._nodes import Walked
 from ._paths import Path
-from ._plan import make_plan, Plan
+from ._plan import make_plan, Plan, Visit
 from ._request import excluded_leaves, Request
-from ._select import excluded_nodes, select_nodes
+from ._select import excluded_nodes, select_nodes, Selection
 from ._warn import warn
 
 
@@ -84,6 +84,37 @@ class Recipe:
         )
 
 
+class Proposal(NamedTuple):
+    """What a call comes to, before it is decided how it runs."""
+
+    selection: Selection
+    plan: Plan
+    visits: Sequence[Visit]
+    placed: tuple[Placed, ...]
+
+
+def propose(
+    walked: Walked,
+    request: Request,
+    axes: Axes,
+    call: Call,
+    keys: LaneKeys | None,
+    excluded: frozenset[int],
+    excludes: Excludes | None,
+    values: Sequence[Any] | None = None,
+) -> Proposal:
+    """Selects, plans and places; `values` are as in `make_plan`."""
+    if request.lanes is not None:
+        leaves, structure = walked.leaves, walked.structure
+        check_leaf_lengths(leaves, structure, axes, request.lanes.size, "in_axes")
+    selection = select_nodes(walked, request, excluded)
+    specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
+    methods = selection.methods
+    plan, visits = make_plan(walked, methods, call, specs, excludes, values, keys)
+    placed = place_leaves(plan, walked, request, excludes)
+    return Proposal(selection, plan, visits, placed)
+
+
 def find_recipe(
     walked: Walked,
     request: Request,
@@ -100,15 +131,9 @@ def find_recipe(
     excludes = excluded_leaves(request)
 
     def make(known: list[Any] | None, in_jit: bool) -> Recipe:
-        if request.lanes is not None:
-            leaves, structure = walked.leaves, walked.structure
-            check_leaf_lengths(leaves, structure, axes, request.lanes.size, "in_axes")
-        selection = select_nodes(walked, request, excluded)
-        warn(selection.warnings)
-        pairs = zip(walked.leaves, axes, strict=True)
-        specs = [spec_of(x, axis) for x, axis in pairs]
-        plan = make_plan(walked, selection.methods, call, specs, excludes, known, keys)
-        placed = place_leaves(plan, walked, request, excludes)
+        made = propose(walked, request, axes, call, keys, excluded, excludes, known)
+        plan, placed, warnings = made.plan, made.placed, made.selection.warnings
+        warn(warnings)
         return Recipe(
             plan,
             arrange(plan, request.lanes, in_jit, keys is None or keys.stacks),
@@ -117,7 +142,7 @@ def find_recipe(
             written_paths(plan, placed, walked),
             plan.structure != walked.structure,
             request.where is not None,
-            selection.warnings,
+            warnings,
             tuple(_judged(plan, placed)),
         )
 

@@ -30,7 +30,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows under a one-line summary; `head` names the path, the cells and the size."""
+    """Rows under a one-line summary; `head` names the path, the cells and, if it ends
+    in "bytes", the size."""
 
     summary: str
     head: tuple[str, ...]
@@ -43,13 +44,13 @@ class Table:
         lines = [self.head, *self._lines()]
         columns = range(len(self.head))
         widths = [max(len(line[i]) for line in lines) for i in columns]
-        last = len(self.head) - 1
+        right = self.head.index("bytes") if self._has_sizes() else None
         return "\n".join(
             [
                 self.summary,
                 *(
                     "  ".join(
-                        line[i].rjust(widths[i]) if i == last else line[i].ljust(width)
+                        line[i].rjust(width) if i == right else line[i].ljust(width)
                         for i, width in enumerate(widths)
                     ).rstrip()
                     for line in lines
@@ -69,11 +70,15 @@ class Table:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
+    def _has_sizes(self) -> bool:
+        return self.head[-1] == "bytes"
+
     def _lines(self) -> list[tuple[str, ...]]:
         lines: list[tuple[str, ...]] = []
         for paths, row in folded(self.rows):
             size = "" if row.size is None else in_bytes(row.size * len(paths))
-            lines.append((pattern(paths), *row.cells, size))
+            sizes = (size,) if self._has_sizes() else ()
+            lines.append((pattern(paths), *row.cells, *sizes))
         return lines
 
 
@@ -103,7 +108,7 @@ def pattern(paths: Sequence[Path]) -> str:
     if len(paths) == 1:
         return dotted(paths[0]) or "()"
     columns = [list(dict.fromkeys(column)) for column in zip(*paths, strict=True)]
-    # Sets of keys say which paths they are only if these are all that there could be.
+    # Indices say which paths they are only if these are all that there could be.
     exact = math.prod(map(len, columns)) == len(paths)
     keys = [
         str(column[0]) if len(column) == 1 else _choice(column) if exact else "*"
@@ -114,7 +119,7 @@ def pattern(paths: Sequence[Path]) -> str:
 
 def _choice(keys: Sequence[Any]) -> str:
     pairs = itertools.pairwise(keys)
-    if all(isinstance(a, int) and b == a + 1 for a, b in pairs):
+    if all(b == a + 1 for a, b in pairs):
         return f"{{{keys[0]}..{keys[-1]}}}"
     shown = list(map(str, keys))
     if len(shown) > 4:

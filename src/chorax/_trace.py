@@ -86,12 +86,12 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         news, outcome = call_lane(kind, call, inputs, path)
         return news
 
-    inputs = _inputs(kind, call)
+    specs = _inputs(kind, call)
     lanes = call.lanes
     named = lanes is not None and lanes.axis_name is not None
     closed = jax.make_jaxpr(
         lane, axis_env=[(lanes.axis_name, lanes.size)] if lanes and named else None
-    )(*[spec.struct for spec in inputs])
+    )(*[spec.struct for spec in specs])
     assert outcome is not None
     outputs = tuple(
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type)
@@ -105,7 +105,7 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         reads=reads,
         outputs=outputs,
         outcome=outcome,
-        axes=tuple(inputs[i].axis for i in reads),
+        axes=tuple(specs[i].axis for i in reads),
         label=f"`{call.label}` of {kind.name}",
     )
 

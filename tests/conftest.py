@@ -15,8 +15,10 @@ with install_import_hook("chorax", "beartype.beartype"):
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The tests against brainstate and Flax need `pip install -e ".[peers]"`.
-if not all(find_spec(name) for name in ("brainstate", "flax")):
+# The tests against brainstate and Flax need `pip install -e ".[peers]"` and 32 bits, to
+# which brainstate sets all of JAX when it is imported.
+_HAS_PEERS = all(find_spec(name) for name in ("brainstate", "flax"))
+if not _HAS_PEERS or jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
     collect_ignore_glob = ["*peer*.py"]
 # What is slow is to compile what a new example comes to.
 _PATIENT: dict[str, Any] = {
@@ -46,6 +48,13 @@ def lane_key() -> jax.Array:
     """For what compares lanes with calls on their own: whatever the default is, a batch
     of such keys draws what each of them draws. A batch of `rbg` keys does not."""
     return jax.random.key(0, impl="threefry2x32")
+
+
+@pytest.fixture
+def legacy_lane_key():
+    """Such a key, as an array of words."""
+    with jax.enable_custom_prng(False), jax.default_prng_impl("threefry2x32"):
+        yield jax.random.PRNGKey(0)
 
 
 @pytest.fixture

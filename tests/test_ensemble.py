@@ -649,7 +649,7 @@ def test_what_is_left_out_of_a_delta_has_its_old_axis():
     assert jtu.tree_structure(out) == jtu.tree_structure(model)
 
 
-def test_legacy_keys_inside_an_ensemble(legacy_key):
+def test_legacy_keys_inside_an_ensemble(legacy_lane_key):
     class Drawn(eqx.Module):
         v: jax.Array
 
@@ -657,8 +657,8 @@ def test_legacy_keys_inside_an_ensemble(legacy_key):
             return chorax.replace(self, v=jax.random.uniform(key, (2,)))
 
     model = {"e": lanes.Ensemble(Drawn(jnp.ones((2, 2))), 0)}
-    new, _ = chorax.call_all_fns(model, "draw", key=legacy_key)
+    new, _ = chorax.call_all_fns(model, "draw", key=legacy_lane_key)
     for own, member in zip(
-        member_keys(legacy_key, ("e", "model"), 2), new["e"], strict=True
+        member_keys(legacy_lane_key, ("e", "model"), 2), new["e"], strict=True
     ):
         oracle.assert_same(member.v, jax.random.uniform(own, (2,)))

@@ -64,11 +64,15 @@ def test_lanes_draw_what_vmap_by_hand_draws(impl, jit):
 
 @IMPLS
 @JITS
-def test_other_nodes_change_no_draws(impl, jit):
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (1, 2, 3), (2, 2, 1, 3)])
+def test_other_nodes_change_no_draws(sizes, impl, jit):
     key = jax.random.key(1, impl=impl)
-    many = jit(lanes_of)([Toss(3) for _ in range(MANY)], key)
-    alone = jit(lanes_of)([None] * (MANY - 1) + [Toss(3)], key)
-    oracle.assert_same(many[-1], alone[-1])
+    net = [Toss(size) for size in sizes]
+    for call in (lanes_of, lambda net, key: call_all_fns(net, "step", key=key)[0]):
+        many = jit(call)(net, key)
+        for index, node in enumerate(net):
+            alone = jit(call)([None] * index + [node], key)
+            oracle.assert_same(many[index], alone[index])
 
 
 @pytest.mark.usefixtures("needs_jit")

@@ -478,10 +478,10 @@ def test_kinds_that_compute_the_same_are_compiled_once(compiled, key):
     assert programs(60) == programs(120)
 
 
-def test_legacy_keys_of_many_nodes(legacy_key):
+def test_legacy_keys_of_many_nodes(legacy_lane_key):
     net = [Draw(3) for _ in range(20)]
-    batched, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy_key)
-    expected = oracle.vmap_call(net, "step", jax.random.split(legacy_key, 3))
+    batched, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy_lane_key)
+    expected = oracle.vmap_call(net, "step", jax.random.split(legacy_lane_key, 3))
     oracle.assert_same(batched, expected, exact=False)
 
 

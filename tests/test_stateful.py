@@ -1,5 +1,6 @@
 """Layers that keep an `eqx.nn.State`, in ensembles."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +135,12 @@ def test_an_ensemble_trains_and_is_loaded_in_another_process(key, tmp_path):
     eqx.tree_serialise_leaves(tmp_path / "states.eqx", states)
     np.save(tmp_path / "x.npy", test_images)
     here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", LOADS, str(tmp_path), here], check=True)
+    x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    subprocess.run(
+        [sys.executable, "-c", LOADS, str(tmp_path), here],
+        check=True,
+        env={**os.environ, "JAX_ENABLE_X64": str(int(x64))},
+    )
     oracle.assert_same(jnp.asarray(np.load(tmp_path / "out.npy")), probabilities)
 
 

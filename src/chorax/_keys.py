@@ -68,6 +68,10 @@ class LaneKeys:
     def of_nodes(self, table: Any, lanes_first: bool) -> jax.Array:
         """The keys of nodes, shape `(size, nodes)` or `(nodes, size)`; `(nodes,)`
         without lanes. `table` is a `path_table`."""
+        if not self.stacks:
+            # What `unsafe_rbg` makes of a batch of paths goes by the first of them.
+            rows = [self.of_node(words) for words in table]
+            return jnp.stack(rows, int(lanes_first and self.size is not None))
         if self.size is None:
             return jax.vmap(_fold, in_axes=(None, 0))(self.key, table)
         keys = self.key if self.is_split else jax.random.split(self.key, self.size)

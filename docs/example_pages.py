@@ -1,6 +1,7 @@
 """A page for each script in `examples`: its docstring, its picture, its code."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def on_config(config: Any) -> Any:
                 for each in scripts()
             ]
     return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    # Links lead to the scripts, so that they work where there is no site.
+    link = r"\]\(\.\./((?:\.\./)*examples/\w+)\.py\)"
+    return re.sub(link, r"](\1.md)", markdown)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -93,6 +93,13 @@ def nothing_written(name):
     )
 
 
+def called_on_none(name):
+    return (
+        f"`{name}` wrote nothing at all: it was called on no node, for each is "
+        "excluded or has no such method. `chorax.explain` tells which."
+    )
+
+
 CALLS: dict[str, Mistake] = {
     # The target.
     **{
@@ -144,7 +151,7 @@ CALLS: dict[str, Mistake] = {
         TypeError, function_text("<BadRepr> of type BadRepr"), eager(BadRepr())
     ),
     "fn_name of nothing": wrong(
-        UserWarning, nothing_written("nothing"), eager("nothing")
+        UserWarning, called_on_none("nothing"), eager("nothing")
     ),
     "a function without parameters": wrong(
         TypeError,
@@ -731,7 +738,7 @@ WRAPPERS: dict[str, Mistake] = {
     ),
     "no wrapped method at all": wrong(
         UserWarning,
-        nothing_written("init_state"),
+        called_on_none("init_state"),
         lambda target: chorax.init_all_states(target),
         target=Box(1),
     ),

@@ -437,11 +437,34 @@ def test_nothing_written_is_warned_of():
         model, delta = call_all_fns(Last(), "step")
     assert [x.filename for x in w] == [__file__]
     assert delta.paths == ()
-    with pytest.warns(UserWarning, match="`nothing` wrote nothing at all"):
+    with pytest.warns(
+        UserWarning, match="`nothing` wrote nothing at all: it was .* no node"
+    ):
         chorax.call_all_fns(Last(), "nothing", fn_if_not_exist="pass")
     with pytest.warns(UserWarning, match="`init_state` wrote nothing at all") as w:
         chorax.vmap_init_all_states(Last(), axis_size=2)
     assert [x.filename for x in w] == [__file__]
+
+
+def test_states_that_were_never_made_are_told_of():
+    class Neuron(eqx.Module):
+        v: Any = None
+
+        def init_state(self):
+            return replace(self, v=jnp.zeros(2))
+
+        def reset_state(self, by):
+            return replace(self, v=self.v * by)
+
+    with pytest.raises(TypeError) as info:
+        chorax.vmap_reset_all_states([Neuron()], 0.0, axis_size=2)
+    assert "make the states first, by `init_all_states`" in " ".join(
+        info.value.__notes__
+    )
+    made, _ = chorax.init_all_states([Neuron()])
+    with pytest.raises(TypeError) as info:
+        chorax.reset_all_states(made, "text")
+    assert "make the states first" not in " ".join(info.value.__notes__)
 
 
 def test_a_change_of_structure_alone_is_no_reason_to_warn():

@@ -101,6 +101,7 @@ def test_nothing_is_computed():
     assert "EiB" in repr(found)
 
 
+@pytest.mark.usefixtures("needs_jit")
 def test_methods_run_once_a_kind_and_not_again_in_the_call(key):
     runs = []
 
@@ -296,3 +297,21 @@ def test_it_is_what_the_call_comes_to(shape, choices, seed):
 
 def delta_paths(delta):
     return {path for path, _, is_written, _ in delta.leaves() if is_written}
+
+
+def test_layers_without_a_rule_are_told(key):
+    class Mine(eqx.Module):
+        w: jax.Array
+        layer: eqx.nn.Linear
+
+    net = Mine(jnp.ones(2), eqx.nn.Linear(2, 3, key=key))
+    found = explain(net, chorax.reset_parameters, axis_size=3, key=key)
+    assert [(call.class_name, call.has_rule) for call in found.calls] == [
+        ("Linear", True),
+        ("Mine", False),
+    ]
+    last = repr(found).splitlines()[-1].split()
+    assert last == ["()", "Mine", "2", "-", "nothing:", "no", "rule"]
+    other = explain(net, lambda node: node)
+    assert all(call.has_rule for call in other.calls)
+    assert "no rule" not in repr(other)

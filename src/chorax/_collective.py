@@ -50,5 +50,6 @@ def run_collective(
         for each in plan.aux
     }
     is_same = not recipe.changes_structure
-    warn(writing_warnings(recipe.written, is_same, walked, request.label))
+    label, calls = request.label, recipe.calls
+    warn(writing_warnings(recipe.written, is_same, walked, label, calls))
     return model, delta, aux

@@ -16,7 +16,7 @@ from ._kind import ArraySpec
 from ._nodes import Node, walk_nodes
 from ._paths import dotted, leaf_paths, Path
 from ._plan import Plan, Visit
-from ._recipe import propose
+from ._recipe import propose, select
 from ._request import excluded_leaves, make_call, Request, target_axes
 from ._select import excluded_nodes
 from ._table import counted, in_bytes, Row, size_of, Table, value_cells
@@ -50,6 +50,8 @@ class NodeCall:
     `kind` is the number of its kind, from 1; nodes of one kind are traced once. Calls
     of one `wave`, from 1, read nothing of each other. `wave` is `None` where nothing is
     left to compute: the call makes no new array, or others overwrite what it makes.
+    `has_rule` is false where a function that goes by class, as `reset_parameters` does,
+    has no rule for this one.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class NodeCall:
     kind: int
     wave: int | None
     writes: tuple[LeafChange, ...]
+    has_rule: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,8 @@ class Explanation:
         for call in self.calls:
             own = call.class_name, str(call.kind), str(call.wave or "-")
             if not call.writes:
-                yield Row(call.path, (*own, "nothing", "", ""))
+                nothing = "nothing" if call.has_rule else "nothing: no rule"
+                yield Row(call.path, (*own, nothing, "", ""))
             for leaf in call.writes:
                 name = dotted(leaf.path[len(call.path) :]) or "()"
                 before = _cell(leaf.before, leaf.before_axis)
@@ -143,12 +147,13 @@ def run_explanation(target: Any, request: Request) -> Explanation:
     call, _ = make_call(request, keys)
     excluded = excluded_nodes(walked, request)
     excludes = excluded_leaves(request)
-    made = propose(walked, request, axes, call, keys, excluded, excludes)
-    reader = _Reader(made.plan, made.placed, request.size)
+    selection = select(walked, request, axes, excluded)
+    made = propose(walked, selection, request, axes, call, keys, excludes)
+    reader = _Reader(made.plan, made.placed, request)
     skipped = [
         _skipped(node, index in excluded, request.label)
         for index, node in enumerate(walked.nodes)
-        if index not in made.selection.methods
+        if index not in selection.methods
     ]
     return Explanation(
         request.label,
@@ -168,9 +173,10 @@ def _skipped(node: Node, is_excluded: bool, label: str) -> Skipped:
 class _Reader:
     """Reads a plan in words of shapes."""
 
-    def __init__(self, plan: Plan, placed: Sequence[Placed], size: int | None) -> None:
+    def __init__(self, plan: Plan, placed: Sequence[Placed], request: Request) -> None:
         self._plan = plan
-        self._size = size
+        self._size = request.size
+        self._function = request.function
         self._placed = placed
         # What was put back where it stood is as it was.
         self._has_lanes = {
@@ -189,7 +195,8 @@ class _Reader:
             kind = kinds.setdefault(id(visit.done.outcome), len(kinds) + 1)
             writes = tuple(self._changes(visit))
             name = type(node).__name__
-            yield NodeCall(path, name, kind, self._wave.get(path), writes)
+            wave, has_rule = self._wave.get(path), _has_rule(self._function, node)
+            yield NodeCall(path, name, kind, wave, writes, has_rule)
 
     def bytes(self) -> int:
         """The size of all that is written in the end."""
@@ -226,6 +233,16 @@ class _Reader:
         if axis is not None and self._size is not None:
             shape.insert(axis, self._size)
         return jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype), axis
+
+
+def _has_rule(function: Any, node: Any) -> bool:
+    """Whether a `functools.singledispatch` function does more than by default."""
+    dispatch = getattr(function, "dispatch", None)
+    registry = getattr(function, "registry", None)
+    if not callable(dispatch) or not isinstance(registry, Mapping):
+        return True
+    default = cast("Mapping[Any, Any]", registry).get(object)
+    return dispatch(type(node)) is not default
 
 
 def _by_path(structure: jtu.PyTreeDef, names: Sequence[int]) -> Mapping[Path, int]:

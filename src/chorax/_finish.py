@@ -232,10 +232,19 @@ def written_paths(
 
 
 def writing_warnings(
-    written: Sequence[Path], same_structure: bool, walked: Walked, label: str
+    written: Sequence[Path],
+    same_structure: bool,
+    walked: Walked,
+    label: str,
+    calls: int,
 ) -> Iterator[str]:
     """What to warn of after a call: nothing written, or something shared written."""
-    if not written and same_structure:
+    if not calls:
+        yield (
+            f"`{label}` wrote nothing at all: it was called on no node, for each is "
+            "excluded or has no such method. `chorax.explain` tells which."
+        )
+    elif not written and same_structure:
         yield (
             f"`{label}` wrote nothing at all: no called node returned a changed leaf. "
             "Methods must return the updated node, as `chorax.replace(self, ...)`."

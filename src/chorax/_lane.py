@@ -131,6 +131,11 @@ def _call_once(
             result = getattr(node, call.name)(*args, **kwargs)
     except Exception as error:
         error.add_note(f"Raised by {where}, in a collective call of chorax.")
+        if "None" in str(error) and _lacks_states(call.name, node):
+            error.add_note(
+                "Some of its fields are `None`, and it has an `init_state`: make the "
+                "states first, by `init_all_states` or `vmap_init_all_states`."
+            )
         raise
     aux = None
     if call.has_aux:
@@ -165,6 +170,12 @@ def _call_once(
     aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
     reaches_inside = _inside(result) != _inside(node)
     return news, Outcome(structure, origins, aux_structure, aux_origins, reaches_inside)
+
+
+def _lacks_states(name: str | None, node: Any) -> bool:
+    is_reset = name == "reset_state" and hasattr(node, "init_state")
+    fields = cast("dict[str, Any]", vars(node))
+    return is_reset and any(x is None for x in fields.values())
 
 
 def _inside(node: Any) -> list[tuple[Any, jtu.PyTreeDef, list[int]]]:

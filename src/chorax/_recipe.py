@@ -34,9 +34,9 @@ class Recipe:
     """A call without its values.
 
     `placed` are the leaves of the result, and `delta` is the structure of the delta,
-    whose leaves are the written ones. `judged` are the leaves that are no arrays and
-    may have been written: the names of the values before and after, and whether these
-    are the same object.
+    whose leaves are the written ones. `calls` is the number of nodes that are called.
+    `judged` are the leaves that are no arrays and may have been written: the names of
+    the values before and after, and whether these are the same object.
     """
 
     plan: Plan
@@ -46,6 +46,7 @@ class Recipe:
     written: tuple[Path, ...]
     changes_structure: bool
     has_mask: bool
+    calls: int
     warnings: tuple[str, ...]
     judged: tuple[tuple[int, int, bool], ...]
 
@@ -87,32 +88,37 @@ class Recipe:
 class Proposal(NamedTuple):
     """What a call comes to, before it is decided how it runs."""
 
-    selection: Selection
     plan: Plan
     visits: Sequence[Visit]
     placed: tuple[Placed, ...]
 
 
+def select(
+    walked: Walked, request: Request, axes: Axes, excluded: frozenset[int]
+) -> Selection:
+    """Selects the nodes to call, once no leaf of the target stands in the way."""
+    if request.lanes is not None:
+        leaves, structure = walked.leaves, walked.structure
+        check_leaf_lengths(leaves, structure, axes, request.lanes.size, "in_axes")
+    return select_nodes(walked, request, excluded)
+
+
 def propose(
     walked: Walked,
+    selection: Selection,
     request: Request,
     axes: Axes,
     call: Call,
     keys: LaneKeys | None,
-    excluded: frozenset[int],
     excludes: Excludes | None,
     values: Sequence[Any] | None = None,
 ) -> Proposal:
-    """Selects, plans and places; `values` are as in `make_plan`."""
-    if request.lanes is not None:
-        leaves, structure = walked.leaves, walked.structure
-        check_leaf_lengths(leaves, structure, axes, request.lanes.size, "in_axes")
-    selection = select_nodes(walked, request, excluded)
+    """Plans and places; `values` are as in `make_plan`."""
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
     methods = selection.methods
     plan, visits = make_plan(walked, methods, call, specs, excludes, values, keys)
     placed = place_leaves(plan, walked, request, excludes)
-    return Proposal(selection, plan, visits, placed)
+    return Proposal(plan, visits, placed)
 
 
 def find_recipe(
@@ -131,9 +137,11 @@ def find_recipe(
     excludes = excluded_leaves(request)
 
     def make(known: list[Any] | None, in_jit: bool) -> Recipe:
-        made = propose(walked, request, axes, call, keys, excluded, excludes, known)
-        plan, placed, warnings = made.plan, made.placed, made.selection.warnings
-        warn(warnings)
+        selection = select(walked, request, axes, excluded)
+        # Before any method is traced: a warning may be an error.
+        warn(selection.warnings)
+        made = propose(walked, selection, request, axes, call, keys, excludes, known)
+        plan, placed = made.plan, made.placed
         return Recipe(
             plan,
             arrange(plan, request.lanes, in_jit, keys is None or keys.stacks),
@@ -142,7 +150,8 @@ def find_recipe(
             written_paths(plan, placed, walked),
             plan.structure != walked.structure,
             request.where is not None,
-            warnings,
+            len(selection.methods),
+            selection.warnings,
             tuple(_judged(plan, placed)),
         )
 

@@ -1,5 +1,6 @@
 """JAX at its strictest, and types on: what is lenient here would hide mistakes."""
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,9 @@ with install_import_hook("chorax", "beartype.beartype"):
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Simulated, for what spreads lanes; all else runs on the first.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 8)
 # The tests against brainstate and Flax need `pip install -e ".[peers]"` and 32 bits, to
 # which brainstate sets all of JAX when it is imported.
 _HAS_PEERS = all(find_spec(name) for name in ("brainstate", "flax"))

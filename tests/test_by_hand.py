@@ -127,7 +127,7 @@ def made(axis=0) -> Any:
     draw = np.random.default_rng(3)
 
     def start(cell):
-        h = jnp.asarray(draw.normal(size=(LANES, 3)), jnp.float32)
+        h = jnp.asarray(draw.normal(size=(LANES, 3)), float)
         n = jnp.arange(LANES, dtype=jnp.int32)
         return replace(cell, h=jnp.moveaxis(h, 0, axis), n=n)
 

@@ -41,7 +41,7 @@ def _no_log():
 
 
 def drawn(key):
-    return (jax.random.key_data(key)[0] % np.uint32(97)).astype(np.float32)
+    return (jax.random.key_data(key)[0] % np.uint32(97)).astype(float)
 
 
 class Static(eqx.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, overload, SupportsIndex, TypeVar
 
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from ._checks import check_lanes, IfNotExist
@@ -36,6 +37,7 @@ def vmap_call_all_fns(
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
     chunk_size: SupportsIndex | None = ...,
+    sharding: NamedSharding | None = ...,
 ) -> tuple[T, StateDelta[T]]: ...
 
 
@@ -60,6 +62,7 @@ def vmap_call_all_fns(
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
     chunk_size: SupportsIndex | None = ...,
+    sharding: NamedSharding | None = ...,
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
@@ -83,6 +86,7 @@ def vmap_call_all_fns(
     axis_name: Any = None,
     spmd_axis_name: Any = None,
     chunk_size: Any = None,
+    sharding: Any = None,
 ) -> Any:
     """Calls one method on every module of a model, in many lanes at once.
 
@@ -120,8 +124,13 @@ def vmap_call_all_fns(
     - `args_in_axes`, `kwargs_in_axes`: the same for the arguments. `None`: every lane
         gets them whole.
     - `axis_name`, `spmd_axis_name`: as in `jax.vmap`.
-    - `chunk_size`: at most so many lanes at a time, one chunk after the other, to
-        bound memory. `None`: all at once.
+    - `chunk_size`: at most so many lanes at a time (on each device), one chunk after
+        the other, to bound memory. `None`: all at once.
+    - `sharding`: where lanes are to live, as `chorax.lanes.shard` takes it. Each device
+        of the mesh axis computes and holds its own lanes, `axis_size` divided by the
+        number of devices, and nothing is sent between them; what lanes share is on all.
+        With `axis_name` lanes may meet, and the compiler spreads them. `None`: wherever
+        the arguments are.
 
     **Returns:**
 
@@ -152,7 +161,7 @@ def vmap_call_all_fns(
 
     ```
     """
-    lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size)
+    lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size, sharding)
     request = checked_request(
         lanes,
         fn_name,

@@ -9,6 +9,7 @@ import numpy as np
 
 from ._kind import Lanes
 from ._show import short, shown
+from ._spread import check_sharding
 from .filters import Predicate, to_predicate
 
 
@@ -70,7 +71,11 @@ def check_tag(state_tag: Any) -> str | None:
 
 
 def check_lanes(
-    axis_size: Any, axis_name: Any, spmd_axis_name: Any, chunk_size: Any
+    axis_size: Any,
+    axis_name: Any = None,
+    spmd_axis_name: Any = None,
+    chunk_size: Any = None,
+    sharding: Any = None,
 ) -> Lanes:
     """The lanes that a batched call asks for."""
     size = _positive(axis_size, "axis_size", "the number of lanes")
@@ -83,7 +88,15 @@ def check_lanes(
                 "chunks can't meet. Drop one of them."
             )
         chunk_size = _positive(chunk_size, "chunk_size", "lanes at a time")
-    return Lanes(size, axis_name, spmd_axis_name, chunk_size)
+    where = None if sharding is None else check_sharding(sharding, size)
+    named = axis_name is not None or spmd_axis_name is not None
+    if where is not None and named and not where.is_auto:
+        raise ValueError(
+            "`sharding` on a mesh of explicit axes does not go together with "
+            "`axis_name` or `spmd_axis_name`. Make the mesh with `axis_types` of "
+            "`jax.sharding.AxisType.Auto`."
+        )
+    return Lanes(size, axis_name, spmd_axis_name, chunk_size, where)
 
 
 def check_where(where: Any, size: int) -> jax.Array | None:

@@ -10,13 +10,13 @@ from typing import Any
 import jax.tree_util as jtu
 
 from ._delta import StateDelta
-from ._finish import Finish, writing_warnings
+from ._execute import execute
+from ._finish import writing_warnings
 from ._keys import lane_keys
 from ._nodes import walk_nodes
 from ._paths import dotted
 from ._recipe import find_recipe
 from ._request import make_call, Request, target_axes
-from ._run import run_script
 from ._warn import warn
 
 
@@ -29,25 +29,18 @@ def run_collective(
     axes = target_axes(target, walked, request)
     call, arrays = make_call(request, keys)
     recipe = find_recipe(walked, request, axes, call, arrays, keys)
-    plan, placed = recipe.plan, recipe.placed
+    plan = recipe.plan
 
     values = dict(enumerate([*walked.leaves, *arrays]))
     values.update(plan.known)
-    run_script(recipe.script, values, keys)
+    leaves, aux_values = execute(recipe, values, keys, request.where)
 
-    finish = Finish(plan, values, axes, request.size, request.where)
-    leaves = [
-        finish.leaf(leaf) if name is None else values[name]
-        for leaf, name in zip(placed, recipe.ready, strict=True)
-    ]
     written = itertools.compress(leaves, recipe.is_written)
     model = jtu.tree_unflatten(plan.structure, leaves)
     delta = jtu.tree_unflatten(recipe.delta, written)
     aux = {
-        dotted(each.path): jtu.tree_unflatten(
-            each.structure, [finish.with_lanes(name) for name in each.names]
-        )
-        for each in plan.aux
+        dotted(each.path): jtu.tree_unflatten(each.structure, made)
+        for each, made in zip(plan.aux, aux_values, strict=True)
     }
     is_same = not recipe.changes_structure
     label, calls = request.label, recipe.calls

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
 
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from ._checks import check_lanes, IfNotExist
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     _Tag: TypeAlias = str | None
     _Flag: TypeAlias = bool
     _Name: TypeAlias = Hashable
+    _Sharding: TypeAlias = NamedSharding | None
 else:
     # What is wrong gets the errors of the call, whoever checks types.
-    _Function = _Kwargs = _Size = _Key = _Mask = _Tag = _Flag = _Name = Any
+    _Function = _Kwargs = _Size = _Key = _Mask = _Tag = _Flag = _Name = _Sharding = Any
     IfNotExist = Any
 
 
@@ -46,6 +48,7 @@ def explain(
     axis_name: _Name = None,
     spmd_axis_name: _Name = None,
     chunk_size: _Size = None,
+    sharding: _Sharding = None,
 ) -> Explanation:
     """Tells what a collective call will do, without doing it.
 
@@ -73,7 +76,7 @@ def explain(
     ...     v: jax.Array | None = None
     ...     def init_state(self):
     ...         return chorax.replace(self, v=jnp.zeros_like(self.weight))
-    >>> net = [Neuron(jnp.ones(3)) for _ in range(8)]
+    >>> net = [Neuron(jnp.ones(3, "float32")) for _ in range(8)]
     >>> chorax.explain(net, "init_state", axis_size=32)
     `init_state` in 32 lanes: 8 calls of 1 kind in 1 wave, 8 written leaves, 3.0 KiB
     node        class   kind  wave  writes  before  after                    bytes
@@ -83,9 +86,9 @@ def explain(
     """
     lanes = None
     of_lanes = where, in_axes, args_in_axes, kwargs_in_axes, chunk_size
-    names = axis_name, spmd_axis_name
+    names = axis_name, spmd_axis_name, sharding
     if any(each is not None for each in (axis_size, *of_lanes, *names)):
-        lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size)
+        lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size, sharding)
     request = checked_request(
         lanes,
         fn_name,

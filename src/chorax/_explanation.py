@@ -79,8 +79,9 @@ class Explanation:
     `class_name`, `kind`, `wave` and `writes` (leaves with `path`, `before` and
     `after`); `skipped` are the others, each with its `reason`. `paths` are the dotted
     paths of the leaves that are written in the end, and `bytes` their size in all
-    lanes. It prints as a table, in a notebook too; rows that differ in the indices of
-    their path alone are folded into the first.
+    lanes, which are divided among `devices` where there is a `sharding`. It prints as a
+    table, in a notebook too; rows that differ in the indices of their path alone are
+    folded into the first.
     """
 
     label: str
@@ -89,6 +90,7 @@ class Explanation:
     skipped: tuple[Skipped, ...]
     paths: tuple[str, ...]
     bytes: int
+    devices: int | None = None
 
     @property
     def kinds(self) -> int:
@@ -110,6 +112,8 @@ class Explanation:
         lanes = "without lanes"
         if self.axis_size is not None:
             lanes = f"in {counted(self.axis_size, 'lane')}"
+        if self.devices is not None:
+            lanes = f"{lanes} on {counted(self.devices, 'device')}"
         summary = (
             f"`{self.label}` {lanes}: {counted(len(self.calls), 'call')} of "
             f"{counted(self.kinds, 'kind')} in {counted(self.waves, 'wave')}, "
@@ -150,6 +154,7 @@ def run_explanation(target: Any, request: Request) -> Explanation:
     selection = select(walked, request, axes, excluded)
     made = propose(walked, selection, request, axes, call, keys, excludes)
     reader = _Reader(made.plan, made.placed, request)
+    sharding = None if request.lanes is None else request.lanes.sharding
     skipped = [
         _skipped(node, index in excluded, request.label)
         for index, node in enumerate(walked.nodes)
@@ -162,6 +167,7 @@ def run_explanation(target: Any, request: Request) -> Explanation:
         tuple(skipped),
         tuple(dotted(leaf.path) for leaf in made.placed if leaf.written),
         reader.bytes(),
+        sharding.parts if sharding is not None else None,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ._paths import Path, path_words
 from ._show import shown
+from ._spread import LaneSharding
 
 
 @functools.partial(
@@ -58,6 +59,14 @@ class LaneKeys:
     def split(self) -> "LaneKeys":
         """The same keys, one for each lane."""
         return LaneKeys(self.array, self.size, is_split=self.size is not None)
+
+    def spread(self, sharding: LaneSharding) -> "LaneKeys":
+        """The same keys, one for each lane, each where its lane lives."""
+        if self.is_split or self.size is None:
+            keys = sharding.place(self.key, 0)
+        else:
+            keys = _split_apart(sharding.replicate(self.key), self.size, sharding)
+        return LaneKeys(keys, self.size, is_split=True)
 
     def of_node(self, words: Any) -> jax.Array:
         """The keys of one node, shape `(size,)`, or `()` without lanes."""
@@ -143,6 +152,11 @@ def _fold(key: jax.Array, pair: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _split(key: jax.Array, size: int) -> jax.Array:
     return jax.random.split(key, size)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _split_apart(key: jax.Array, size: int, sharding: LaneSharding) -> jax.Array:
+    return sharding.place(jax.random.split(key, size), 0)
 
 
 def _is_typed(key: Any) -> bool:

@@ -17,16 +17,32 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._memo import exact_structure, fingerprint
+from ._spread import LaneSharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """The lanes of a batched call, as `jax.vmap` takes them."""
+    """The lanes of a batched call, as `jax.vmap` takes them, and where they live."""
 
     size: int
     axis_name: Hashable = None
     spmd_axis_name: Any = None
     chunk_size: int | None = None
+    sharding: LaneSharding | None = None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether every device runs its own lanes, which never meet others. Where they
+        have a named axis they may, and the compiler spreads one program."""
+        is_named = self.axis_name is not None or self.spmd_axis_name is not None
+        return self.sharding is not None and bool(self.sharding.names) and not is_named
+
+    def on_device(self) -> "Lanes":
+        """The lanes that one program runs."""
+        size = self.size
+        if self.is_apart and self.sharding is not None:
+            size //= self.sharding.parts
+        return dataclasses.replace(self, size=size, sharding=None)
 
 
 @dataclasses.dataclass(frozen=True)

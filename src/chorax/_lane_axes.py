@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
@@ -61,10 +62,28 @@ def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
     which = _checked_index(index, lanes.size)
     drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
     leaves = [
-        x if axis is None else jnp.asarray(x)[(*[slice(None)] * axis, which)]
+        x if axis is None else _taken(jnp.asarray(x), axis, which)
         for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
     ]
     return lanes.rebuild(leaves), drops_axis
+
+
+def _taken(x: jax.Array, axis: int, which: Any) -> jax.Array:
+    front = [slice(None)] * axis
+    layout = x.aval.sharding  # What is explicit in it is a type.
+    entries: list[Any] = [*layout.spec]
+    if axis >= len(entries) or entries[axis] is None:
+        return x[(*front, which)]
+    # Lanes that live apart are taken to all devices, and JAX wants that to be said.
+    if isinstance(which, slice):
+        which = np.arange(x.shape[axis])[which]
+    entries[axis] = None
+    is_traced = isinstance(x, jax.core.Tracer)
+    mesh = layout.mesh if is_traced else cast(Any, x.sharding).mesh
+    out = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
+    rows = jnp.atleast_1d(jnp.asarray(which))
+    taken = cast(Any, x.at[(*front, rows)]).get(out_sharding=out)
+    return taken if np.ndim(which) else jnp.squeeze(taken, axis)
 
 
 def count_lanes(size: int, index: Any) -> int:

@@ -18,7 +18,7 @@ from ._axes import Axes, check_leaf_lengths
 from ._excludes import Excludes
 from ._finish import describe, place_leaves, Placed, written_paths
 from ._keys import LaneKeys
-from ._kind import ArraySpec, Call, spec_of, StaticSpec
+from ._kind import ArraySpec, Call, Lanes, spec_of, StaticSpec
 from ._memo import Cell, recipe_cell, surroundings
 from ._methods import definition_token
 from ._nodes import Walked
@@ -40,6 +40,8 @@ class Recipe:
     """
 
     plan: Plan
+    lanes: Lanes | None
+    axes: Axes
     script: Script
     placed: tuple[Placed, ...]
     delta: jtu.PyTreeDef
@@ -49,6 +51,8 @@ class Recipe:
     calls: int
     warnings: tuple[str, ...]
     judged: tuple[tuple[int, int, bool], ...]
+    # What is compiled for it on many devices.
+    compiled: Cell = dataclasses.field(default_factory=Cell)
 
     @functools.cached_property
     def is_written(self) -> tuple[bool, ...]:
@@ -83,6 +87,15 @@ class Recipe:
         return all(
             (leaves[old] is value(new)) == same for old, new, same in self.judged
         )
+
+
+def _arranged(
+    plan: Plan, lanes: Lanes | None, in_jit: bool, keys: LaneKeys | None
+) -> Script:
+    stacks = keys is None or keys.stacks
+    if lanes is None or lanes.sharding is None:
+        return arrange(plan, lanes, in_jit, stacks)
+    return arrange(plan, lanes.on_device(), True, stacks)
 
 
 class Proposal(NamedTuple):
@@ -144,7 +157,9 @@ def find_recipe(
         plan, placed = made.plan, made.placed
         return Recipe(
             plan,
-            arrange(plan, request.lanes, in_jit, keys is None or keys.stacks),
+            request.lanes,
+            axes,
+            _arranged(plan, request.lanes, in_jit, keys),
             placed,
             describe(plan, placed, axes, walked, request),
             written_paths(plan, placed, walked),
@@ -170,7 +185,7 @@ def find_recipe(
         return found
     recipe = make(None, in_jit)
     if all(step.trace.computation.lasts for step in recipe.plan.steps):
-        cell.value = _without_leaves(recipe, len(walked.leaves))
+        recipe = cell.value = _without_leaves(recipe, len(walked.leaves))
     return recipe
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import Any, cast, Literal, overload, SupportsIndex, TypeVar
 
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from ._call import call_all_fns, vmap_call_all_fns
@@ -94,6 +95,7 @@ def vmap_init_all_states(
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
     chunk_size: SupportsIndex | None = ...,
+    sharding: NamedSharding | None = ...,
     has_aux: Literal[False] = ...,
     **kwargs: Any,
 ) -> tuple[T, StateDelta[T]]: ...
@@ -121,6 +123,7 @@ def vmap_init_all_states(
     axis_name: Any = None,
     spmd_axis_name: Any = None,
     chunk_size: Any = None,
+    sharding: Any = None,
     has_aux: Any = False,
     **kwargs: Any,
 ) -> Any:
@@ -161,6 +164,7 @@ def vmap_init_all_states(
         "axis_name": axis_name,
         "spmd_axis_name": spmd_axis_name,
         "chunk_size": chunk_size,
+        "sharding": sharding,
         "has_aux": has_aux,
     }
     return cast(Any, vmap_call_all_fns(target, "init_state", args, kwargs, **options))
@@ -245,6 +249,7 @@ def vmap_reset_all_states(
     axis_name: Hashable = ...,
     spmd_axis_name: Hashable = ...,
     chunk_size: SupportsIndex | None = ...,
+    sharding: NamedSharding | None = ...,
     has_aux: Literal[False] = ...,
     **kwargs: Any,
 ) -> tuple[T, StateDelta[T]]: ...
@@ -272,6 +277,7 @@ def vmap_reset_all_states(
     axis_name: Any = None,
     spmd_axis_name: Any = None,
     chunk_size: Any = None,
+    sharding: Any = None,
     has_aux: Any = False,
     **kwargs: Any,
 ) -> Any:
@@ -316,6 +322,7 @@ def vmap_reset_all_states(
         "axis_name": axis_name,
         "spmd_axis_name": spmd_axis_name,
         "chunk_size": chunk_size,
+        "sharding": sharding,
         "has_aux": has_aux,
     }
     return cast(Any, vmap_call_all_fns(target, "reset_state", args, kwargs, **options))

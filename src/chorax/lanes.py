@@ -6,13 +6,11 @@ without a lane axis are shared by all lanes. All of it works inside `jit`, `grad
 `vmap` and `scan`.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast, SupportsIndex, TYPE_CHECKING, TypeAlias, TypeVar
+from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.sharding
 import jax.tree_util as jtu
@@ -24,6 +22,7 @@ from ._lane_axes import lane_axes, LaneAxes, take_lanes
 from ._lane_checks import check_alike, check_same, check_structures
 from ._paths import leaf_paths, place
 from ._show import shown
+from ._spread import check_sharding
 from ._typed import typed
 from .filters import Filter
 
@@ -267,7 +266,7 @@ def broadcast(model: T, axis_size: AxisSize, filter: Filter = ...) -> tuple[T, T
 
     ```
     """
-    size = check_lanes(axis_size, None, None, None).size
+    size = check_lanes(axis_size).size
     keeps = check_filter(filter, "filter")
     old, structure = jtu.tree_flatten(model)
     leaves: list[Any] = []
@@ -306,38 +305,12 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
 
     ```
     """
-    kind: Any = sharding
-    if len(kind.spec) != 1:
-        raise ValueError(
-            "`sharding` must have a specification of one entry, the mesh axis of the "
-            f"lanes, but has {kind.spec}."
-        )
     lanes = lane_axes(batched, axes)
-    entry = kind.spec[0]
-    names: list[Any] = [*entry] if isinstance(entry, tuple) else [entry]
-    parts = math.prod(kind.mesh.shape[name] for name in names if name is not None)
-    if lanes.size % parts:
-        raise ValueError(
-            f"{lanes.size} lanes do not divide evenly among the {parts} devices along "
-            f"{entry!r} of the mesh. Use a multiple of {parts} lanes."
-        )
-
-    auto = cast(Any, jax.sharding).AxisType.Auto
-    is_auto = all(kind_of_axis == auto for kind_of_axis in kind.mesh.axis_types)
-
-    def spread(x: Any, axis: int | None) -> Any:
-        if not eqx.is_array(x):
-            return x
-        spec: list[Any] = [] if axis is None else [*[None] * axis, entry]
-        parts = jax.sharding.PartitionSpec(*spec)
-        layout = jax.sharding.NamedSharding(kind.mesh, parts)
-        # On a mesh of automatic axes a compiler may overrule `device_put`.
-        if is_auto and isinstance(x, jax.core.Tracer):
-            return cast(Any, jax.lax).with_sharding_constraint(x, layout)
-        return cast(Any, jax).device_put(x, layout)
-
+    found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
-    return lanes.rebuild([spread(x, axis) for x, axis in pairs])
+    return lanes.rebuild(
+        [found.place(x, axis) if eqx.is_array(x) else x for x, axis in pairs]
+    )
 
 
 def _listed(models: Iterable[T], name: str) -> list[T]:

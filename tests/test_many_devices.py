@@ -1,0 +1,660 @@
+"""Lanes on the devices of a mesh, simulated: the same results, each in its place, and
+nothing sent between devices."""
+
+import functools
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import chorax
+import oracle
+import trees
+from calls import build, call, jits, maybe_jit, quiet, seeds
+from chorax import lanes, replace, vmap_call_all_fns
+from trees import keys_of, shapes
+
+
+pytestmark = pytest.mark.skipif(
+    jax.device_count() < 8, reason="XLA_FLAGS ask for fewer than 8 devices"
+)
+LANES = 16
+COLLECTIVES = (
+    r"all-gather|all-reduce|all-to-all|collective-|reduce-scatter|send\b|recv\b"
+)
+TYPES = pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+JITS = pytest.mark.parametrize("jit", [False, True])
+
+
+def sharding(shape=(8,), names=("lanes",), entry: Any = "lanes", types=AxisType.Auto):
+    mesh = jax.make_mesh(shape, names, axis_types=(types,) * len(names))
+    return NamedSharding(mesh, P(entry))
+
+
+MESHES = {
+    "one axis": lambda types: sharding(types=types),
+    "lanes and model": lambda types: sharding((4, 2), ("lanes", "model"), types=types),
+    "lanes come second": lambda types: sharding(
+        (2, 4), ("model", "lanes"), types=types
+    ),
+    "two axes of lanes": lambda types: sharding(
+        (4, 2), ("hosts", "lanes"), ("hosts", "lanes"), types=types
+    ),
+}
+ON = pytest.mark.parametrize("mesh", MESHES)
+
+
+class Cell(eqx.Module):
+    """Reads what is shared, writes a state, and leaves the rest alone."""
+
+    w: jax.Array
+    b: jax.Array
+    h: Any = None
+    n: Any = 0
+
+    def init_state(self, scale=1.0, *, key):
+        h = scale * jax.random.normal(key, self.w.shape)
+        return replace(self, h=h, n=self.n + 1)
+
+    def reset_state(self, to, *, key):
+        return replace(self, h=self.h * self.w + to + jax.random.uniform(key, ()))
+
+    def tell(self, *, key):
+        h = jax.random.normal(key, (2,))
+        return replace(self, h=h), {"norm": jnp.sum(h**2), "name": "cell"}
+
+    def meet(self, *, key):
+        h = jax.random.uniform(key, (3,))
+        return replace(self, h=h - jax.lax.pmean(h, "lane"))
+
+    def until(self, *, key):
+        """Another number of steps in every lane."""
+
+        def more(state):
+            key, x = state
+            key, own = jax.random.split(key)
+            return key, x + jax.random.uniform(own, ())
+
+        _, x = jax.lax.while_loop(lambda s: s[1] < 3.0, more, (key, jnp.zeros(())))
+        return replace(self, h=x)
+
+
+def net():
+    return {"cells": [Cell(jnp.arange(3.0) + i, jnp.ones(2) * i) for i in range(3)]}
+
+
+def arrays(tree):
+    return jtu.tree_leaves(eqx.filter(tree, eqx.is_array))
+
+
+def check_layout(batched, delta, where):
+    """Lanes are divided among the devices, and everything else is on all of them."""
+    parts = lanes_per_device(where)
+    axes = oracle.leaves_by_path(delta.in_axes)
+    for path, x in oracle.leaves_by_path(batched).items():
+        if not eqx.is_array(x):
+            continue
+        assert len(x.sharding.device_set) == 8, path
+        axis = axes.get(path)
+        for shard in x.addressable_shards:
+            expected = list(x.shape)
+            if axis is not None:
+                expected[axis] = parts
+            assert shard.data.shape == tuple(expected), path
+
+
+def lanes_per_device(where):
+    entry = where.spec[0]
+    names = entry if isinstance(entry, tuple) else (entry,)
+    return LANES // int(np.prod([where.mesh.shape[name] for name in names]))
+
+
+@TYPES
+@ON
+@JITS
+def test_creation_and_reset(mesh, types, jit, key):
+    where = MESHES[mesh](types)
+
+    def make(net, key, **options):
+        return chorax.vmap_init_all_states(net, axis_size=LANES, key=key, **options)
+
+    def reset(net, delta, key, mask, to, **options):
+        options |= {"in_axes": delta, "where": mask, "args_in_axes": 0}
+        return chorax.vmap_reset_all_states(
+            net, to, axis_size=LANES, key=key, **options
+        )
+
+    many_make: Any = make
+    many_reset: Any = reset
+    if jit:
+        many_make = eqx.filter_jit(functools.partial(make, sharding=where))
+        many_reset = eqx.filter_jit(functools.partial(reset, sharding=where))
+        options = {}
+    else:
+        options = {"sharding": where}
+    one, one_delta = make(net(), key)
+    many, delta = many_make(net(), key, **options)
+    oracle.assert_same((one, one_delta), (many, delta))
+    if not jit:
+        check_layout(many, delta, where)
+    for x in arrays(delta):
+        shapes = {shard.data.shape for shard in x.addressable_shards}
+        assert shapes == {(lanes_per_device(where), *x.shape[1:])}
+    mask, to = jnp.arange(LANES) % 3 == 0, jnp.arange(float(LANES))
+    one, one_delta = reset(one, one_delta, key, mask, to)
+    many, delta = many_reset(many, delta, key, mask, to, **options)
+    oracle.assert_same((one, one_delta), (many, delta))
+    for x in arrays(delta):
+        shapes = {shard.data.shape for shard in x.addressable_shards}
+        assert shapes == {(lanes_per_device(where), *x.shape[1:])}
+
+
+OPTIONS: dict[str, Any] = {
+    "in chunks": {"chunk_size": 1},
+    "in chunks that are too big": {"chunk_size": 5},
+    "an argument for all": {"args": 2.0},
+    "an argument a lane": {"args": jnp.arange(float(LANES)), "args_in_axes": 0},
+    "by keyword": {"kwargs": {"scale": jnp.ones((1, LANES))}, "kwargs_in_axes": 1},
+    "an excluded constant": {"state_to_exclude": lambda path, x: path[-1] == "n"},
+    "a tag": {"state_tag": "state"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@JITS
+def test_options(name, jit, key):
+    def run(net, key, **where):
+        return vmap_call_all_fns(
+            net, "init_state", axis_size=LANES, key=key, **OPTIONS[name], **where
+        )
+
+    many = eqx.filter_jit(run) if jit else run
+    target = net()
+    if "keyword" in name:
+        target = jtu.tree_map(lambda x: x[:1] if eqx.is_array(x) else x, target)
+    oracle.assert_same(run(target, key), many(target, key, sharding=sharding()))
+
+
+@pytest.mark.parametrize("kind", ["many", "legacy", "many legacy", "numpy"])
+def test_keys(kind, key):
+    keys: dict[str, Any] = {
+        "many": jax.random.split(key, LANES),
+        "legacy": jax.random.PRNGKey(0),
+        "many legacy": jax.random.split(jax.random.PRNGKey(0), LANES),
+        "numpy": np.asarray(jax.random.key_data(key)),
+    }
+    given = keys[kind]
+    run: Any = lambda **options: vmap_call_all_fns(  # noqa: E731
+        net(), "init_state", axis_size=LANES, key=given, **options
+    )
+    oracle.assert_same(run(), run(sharding=sharding()))
+
+
+@JITS
+def test_what_methods_return_besides(jit, key):
+    def run(net, key, **options):
+        return vmap_call_all_fns(
+            net, "tell", axis_size=LANES, key=key, has_aux=True, **options
+        )
+
+    many = eqx.filter_jit(run) if jit else run
+    found = many(net(), key, sharding=sharding())
+    oracle.assert_same(run(net(), key), found)
+    for x in arrays(found[2]):
+        assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
+
+
+def test_lanes_that_meet(key):
+    def run(**options):
+        return vmap_call_all_fns(
+            net(), "meet", axis_size=LANES, key=key, axis_name="lane", **options
+        )
+
+    many, delta = run(sharding=sharding())
+    oracle.assert_same(run(), (many, delta), exact=False)
+    check_layout(many, delta, sharding())
+    with pytest.raises(ValueError, match="explicit axes does not go together"):
+        run(sharding=sharding(types=AxisType.Explicit))
+
+
+def test_a_method_that_lays_out_along_another_axis(key):
+    where = sharding((4, 2), ("lanes", "model"))
+
+    class Wide(eqx.Module):
+        x: Any = None
+
+        def step(self, *, key):
+            x = jax.random.normal(key, (6,))
+            layout = NamedSharding(where.mesh, P("model"))
+            return replace(self, x=jax.lax.with_sharding_constraint(x, layout))
+
+    one, _ = vmap_call_all_fns(Wide(), "step", axis_size=LANES, key=key)
+    many, _ = vmap_call_all_fns(
+        Wide(),
+        "step",
+        axis_size=LANES,
+        key=key,
+        sharding=where,
+        spmd_axis_name="lanes",
+    )
+    oracle.assert_same(one, many)
+    assert {x.data.shape[0] for x in many.x.addressable_shards} == {LANES // 4}
+
+
+@given(shape=shapes, seed=seeds, jit=jits)
+def test_law_spread_lanes_are_the_same(shape, seed, jit):
+    tree = build(shape, jit)
+    keys = keys_of(seed)
+    where = NamedSharding(jax.make_mesh((trees.LANES,), ("lanes",)), P("lanes"))
+    run = functools.partial(call, sharding=where)
+    many, _ = maybe_jit(run, jit)(tree, keys)
+    # Programs that are not the same may round sums otherwise.
+    oracle.assert_same(call(tree, keys)[0], many, exact=not jit)
+
+
+# ---------------------------------------------------------------------------
+# What is compiled
+
+
+def compiled(function, *inputs):
+    """The program of one device, of a function of arrays."""
+    dynamic, static = eqx.partition(inputs, eqx.is_array)
+
+    def run(dynamic):
+        out = function(*eqx.combine(dynamic, static))
+        return eqx.filter(out, eqx.is_array)
+
+    return jax.jit(run).lower(dynamic).compile()
+
+
+def programs(where):
+    """Creation, reset of some lanes, and a step of training, each with its inputs."""
+    key = jax.random.key(0)
+    sizes = {"axis_size": LANES * 8, "sharding": where}
+    model = eqx.nn.MLP(8, 4, 32, 2, key=key)
+
+    def create(key):
+        return vmap_call_all_fns(model, chorax.reset_parameters, key=key, **sizes)[0]
+
+    members, delta = vmap_call_all_fns(model, chorax.reset_parameters, key=key, **sizes)
+    options = {**sizes, "in_axes": delta}
+    mask = jax.device_put(jnp.arange(LANES * 8) % 2 == 0, where)
+
+    def reset(members, mask, key):
+        return vmap_call_all_fns(
+            members, chorax.reset_parameters, key=key, where=mask, **options
+        )[0]
+
+    optimiser = optax.adam(1e-3)
+    parts = eqx.filter(members, eqx.is_inexact_array)
+    state = jax.jit(jax.vmap(optimiser.init))(parts)
+    state = lanes.shard(state, 0, where)
+
+    def one(member, state, x, y):
+        def loss(member):
+            return jnp.mean((jax.vmap(member)(x) - y) ** 2)
+
+        grads = eqx.filter_grad(loss)(member)
+        updates, state = optimiser.update(grads, state)
+        return eqx.apply_updates(member, updates), state
+
+    def train(members, state, x, y):
+        axes = (delta.in_axes, 0, None, None)
+        return eqx.filter_vmap(one, in_axes=axes, out_axes=(delta.in_axes, 0))(
+            members, state, x, y
+        )
+
+    everywhere = NamedSharding(where.mesh, P())
+    x, y = jax.device_put((jnp.ones((16, 8)), jnp.ones((16, 4))), everywhere)
+    return {
+        "creation": (create, key),
+        "reset": (reset, members, mask, key),
+        "training": (train, members, state, x, y),
+    }
+
+
+@pytest.mark.parametrize("name", ["creation", "reset", "training"])
+def test_no_device_waits_for_another(name):
+    with jax.numpy_dtype_promotion("standard"):
+        program = compiled(*programs(sharding())[name])
+    assert re.findall(COLLECTIVES, program.as_text()) == []
+
+
+@pytest.mark.parametrize("name", ["creation", "reset", "training"])
+def test_a_device_holds_an_eighth(name):
+    one = NamedSharding(jax.make_mesh((1,), ("lanes",)), P("lanes"))
+    with jax.numpy_dtype_promotion("standard"):
+        whole, part = (
+            peak(compiled(*programs(where)[name])) for where in (one, sharding())
+        )
+    # The key, the batch of data and what a program needs of itself are on each.
+    assert part < whole / 8 + 4096
+
+
+def peak(program):
+    """The bytes of inputs, outputs, and what is between them, on one device."""
+    stats = program.memory_analysis()
+    return (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        + stats.temp_size_in_bytes
+    )
+
+
+def test_lanes_of_other_lengths_do_not_wait_for_each_other(key):
+    """A loop over all lanes asks in every step whether one of them goes on; over the
+    lanes of a device it asks no other device."""
+
+    def run(key, where):
+        return vmap_call_all_fns(
+            net(), "until", axis_size=LANES, key=key, sharding=where
+        )[0]
+
+    program = compiled(lambda key: run(key, sharding()), key)
+    assert re.findall(COLLECTIVES, program.as_text()) == []
+    oracle.assert_same(run(key, None), run(key, sharding()))
+
+
+@pytest.mark.usefixtures("needs_jit")
+def test_methods_run_once_and_programs_are_compiled_once(key):
+    runs, compiles = [], []
+
+    class Counted(eqx.Module):
+        x: Any = None
+
+        def step(self, *, key):
+            runs.append(1)
+            return replace(self, x=jax.random.normal(key, (3,)))
+
+    def listen(event, duration_secs, **_):
+        if event.endswith("backend_compile_duration"):
+            compiles.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    target = [Counted() for _ in range(20)]
+    for count in (1, 0, 0):
+        runs.clear()
+        compiles.clear()
+        vmap_call_all_fns(target, "step", axis_size=LANES, key=key, sharding=sharding())
+        assert len(runs) == count
+        assert bool(compiles) == bool(count)
+
+
+# ---------------------------------------------------------------------------
+# What is there already, and what is around
+
+
+def test_what_lies_right_stays_the_same_object(key):
+    where = sharding()
+    many, delta = vmap_call_all_fns(
+        net(), "init_state", axis_size=LANES, key=key, sharding=where
+    )
+    again, _ = vmap_call_all_fns(
+        many,
+        "reset_state",
+        (jnp.zeros(()),),
+        axis_size=LANES,
+        key=key,
+        in_axes=delta,
+        sharding=where,
+    )
+    for old, new in zip(many["cells"], again["cells"], strict=True):
+        assert new.w is old.w
+        assert new.b is old.b
+        assert new.h is not old.h
+    laid = lanes.shard(many, delta, where)
+    pairs = zip(arrays(laid), arrays(many), strict=True)
+    assert all(new is old for new, old in pairs)
+
+
+@TYPES
+def test_what_is_spread_along_another_axis_stays_so(types, key):
+    where = sharding((4, 2), ("lanes", "model"), types=types)
+    split = NamedSharding(where.mesh, P("model"))
+    target = replace(net()["cells"][0], b=jax.device_put(jnp.arange(4.0), split))
+    many, _ = vmap_call_all_fns(
+        target, "init_state", axis_size=LANES, key=key, sharding=where
+    )
+    assert many.b is target.b
+    assert {x.data.shape for x in many.w.addressable_shards} == {(3,)}
+
+
+def test_a_target_on_one_device_is_taken_along(key):
+    target = jax.device_put(eqx.nn.Linear(2, 3, key=key), jax.devices()[3])
+    many, delta = vmap_call_all_fns(
+        target, chorax.reset_parameters, axis_size=8, key=key, sharding=sharding()
+    )
+    one, _ = vmap_call_all_fns(target, chorax.reset_parameters, axis_size=8, key=key)
+    oracle.assert_same(one, many)
+    key = jax.device_put(key, jax.devices()[5])
+    again, _ = vmap_call_all_fns(
+        many,
+        chorax.reset_parameters,
+        axis_size=8,
+        key=key,
+        in_axes=delta,
+        sharding=sharding(),
+    )
+    oracle.assert_same(one, again)
+
+
+@TYPES
+def test_inside_a_jit_with_shardings(types, key):
+    where = sharding(types=types)
+    everywhere = NamedSharding(where.mesh, P())
+
+    def run(w, h, key):
+        target = Cell(w, jnp.ones(2), h)
+        out, _ = vmap_call_all_fns(
+            target,
+            "reset_state",
+            0.5,
+            axis_size=LANES,
+            key=key,
+            in_axes=Cell(None, None, 0, None),  # pyright: ignore[reportArgumentType]
+            sharding=where,
+        )
+        return out.h
+
+    w, h = jnp.arange(3.0), jnp.ones((LANES, 3))
+    call = jax.jit(
+        run, in_shardings=(everywhere, where, everywhere), out_shardings=where
+    )
+    if types == AxisType.Explicit:
+        w, h, key = (
+            jax.device_put(x, s)
+            for x, s in ((w, everywhere), (h, where), (key, everywhere))
+        )
+    found = call(w, h, key)
+    assert {x.data.shape for x in found.addressable_shards} == {(2, 3)}
+    plain = Cell(jnp.arange(3.0), jnp.ones(2), jnp.ones((LANES, 3)))
+    expected, _ = vmap_call_all_fns(
+        plain,
+        "reset_state",
+        0.5,
+        axis_size=LANES,
+        key=jax.random.key(0),
+        in_axes=Cell(None, None, 0, None),  # pyright: ignore[reportArgumentType]
+    )
+    oracle.assert_same(found, expected.h)
+
+
+def test_inside_grad_vmap_scan_and_shapes(key):
+    where = sharding()
+
+    def total(w, key, **options):
+        out, _ = vmap_call_all_fns(
+            Cell(w, jnp.ones(2), jnp.ones((LANES, 3))),
+            "reset_state",
+            0.5,
+            axis_size=LANES,
+            key=key,
+            in_axes=Cell(None, None, 0, None),  # pyright: ignore[reportArgumentType]
+            **options,
+        )
+        return jnp.sum(out.h**2)
+
+    w = jnp.arange(3.0)
+    for run in (jax.grad(total), eqx.filter_jit(jax.grad(total))):
+        found = run(w, key, sharding=where)
+        np.testing.assert_allclose(found, jax.grad(total)(w, key), rtol=1e-5)
+    ws = jnp.arange(6.0).reshape(2, 3)
+    found = jax.vmap(lambda w: total(w, key, sharding=where))(ws)
+    expected = jax.vmap(lambda w: total(w, key))(ws)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    shape = jax.eval_shape(lambda w: total(w, key, sharding=where), w)
+    assert shape.shape == ()
+
+    def episode(h, key, **options):
+        out, _ = vmap_call_all_fns(
+            Cell(w, jnp.ones(2), h),
+            "reset_state",
+            0.5,
+            axis_size=LANES,
+            key=key,
+            in_axes=Cell(None, None, 0, None),  # pyright: ignore[reportArgumentType]
+            where=jnp.arange(LANES) % 2 == 0,
+            **options,
+        )
+        return out.h, None
+
+    keys = jax.random.split(key, 5)
+    start = jnp.ones((LANES, 3))
+    many, _ = jax.lax.scan(lambda h, key: episode(h, key, sharding=where), start, keys)
+    one, _ = jax.lax.scan(episode, start, keys)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
+def test_without_jit_results_are_laid_out_too(key):
+    with jax.disable_jit():
+        many, delta = vmap_call_all_fns(
+            net(), "init_state", axis_size=8, key=key, sharding=sharding()
+        )
+    one, _ = vmap_call_all_fns(net(), "init_state", axis_size=8, key=key)
+    oracle.assert_same(one, many)
+    for x in arrays(delta):
+        assert {shard.data.shape[0] for shard in x.addressable_shards} == {1}
+
+
+@TYPES
+@JITS
+def test_lanes_are_taken_from_where_they_live(types, jit, key):
+    where = sharding(types=types)
+    one, delta = vmap_call_all_fns(net(), "init_state", axis_size=LANES, key=key)
+    many = lanes.shard(one, delta, where)
+    indices: list[Any] = [3, -1, slice(2, 12, 3), [5, 0, 5], np.arange(LANES) % 4 == 1]
+    for index in indices:
+
+        def take(model, index=index):
+            return lanes.take(model, delta, index)
+
+        found = (eqx.filter_jit(take) if jit else take)(many)
+        oracle.assert_same(found, take(one))
+    for model, expected in zip(
+        lanes.unstack(many, delta), lanes.unstack(one, delta), strict=True
+    ):
+        oracle.assert_same(model, expected)
+    mask = jnp.arange(LANES) < 3
+    oracle.assert_same(lanes.where(mask, many, many, delta), one)
+    twice = lanes.concatenate([many, many], delta)
+    oracle.assert_same(twice, lanes.concatenate([one, one], delta))
+
+
+def test_an_ensemble_on_many_devices(key):
+    made = vmap_call_all_fns(
+        eqx.nn.MLP(2, 3, 8, 1, key=key),
+        chorax.reset_parameters,
+        axis_size=LANES,
+        key=key,
+        sharding=sharding(),
+    )
+    members = lanes.Ensemble(*made)
+    out = members(jnp.ones(2))
+    assert {x.data.shape for x in out.addressable_shards} == {(2, 3)}
+    np.testing.assert_allclose(out[5], members[5](jnp.ones(2)), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------
+# Bad use
+
+
+MISUSES: dict[str, Any] = {
+    "lanes that do not divide": (
+        lambda: {"axis_size": 12, "sharding": sharding()},
+        ValueError,
+        "12 lanes do not divide evenly among the 8 devices along 'lanes' of the mesh. "
+        "Use a multiple of 8 lanes.",
+    ),
+    "lanes that do not divide among two axes": (
+        lambda: {
+            "axis_size": 12,
+            "sharding": sharding((4, 2), ("a", "b"), ("a", "b")),
+        },
+        ValueError,
+        "12 lanes do not divide evenly among the 8 devices along ('a', 'b') of the "
+        "mesh. Use a multiple of 8 lanes.",
+    ),
+    "no sharding": (
+        lambda: {"axis_size": 8, "sharding": "lanes"},
+        TypeError,
+        "`sharding` must be a `jax.sharding.NamedSharding`, of a mesh and the name of "
+        "an axis, but got 'lanes' of type str.",
+    ),
+    "a device": (
+        lambda: {
+            "axis_size": 8,
+            "sharding": jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+        },
+        TypeError,
+        "`sharding` must be a `jax.sharding.NamedSharding`, of a mesh and the name",
+    ),
+    "no entry": (
+        lambda: {
+            "axis_size": 8,
+            "sharding": NamedSharding(sharding().mesh, P()),
+        },
+        ValueError,
+        "`sharding` must have a specification of one entry, the mesh axis of the lanes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse(name, key):
+    options, kind, text = MISUSES[name]
+    for collective in (vmap_call_all_fns, chorax.explain):
+        with pytest.raises(kind, match=re.escape(text)):
+            collective(net(), "init_state", key=key, **options())
+    with pytest.raises(kind, match=re.escape(text)):
+        chorax.vmap_init_all_states(net(), key=key, **options())
+
+
+def test_explained(key):
+    found = chorax.explain(
+        net(), "init_state", axis_size=LANES, key=key, sharding=sharding()
+    )
+    assert repr(found).startswith("`init_state` in 16 lanes on 8 devices: 3 calls")
+
+
+def test_a_model_with_shared_objects(key):
+    layer = eqx.nn.Linear(2, 2, key=key)
+    with quiet():
+        one = vmap_call_all_fns(
+            [layer, layer], chorax.reset_parameters, axis_size=8, key=key
+        )
+        many = vmap_call_all_fns(
+            [layer, layer],
+            chorax.reset_parameters,
+            axis_size=8,
+            key=key,
+            sharding=sharding(),
+        )
+    oracle.assert_same(one, many)

@@ -30,6 +30,20 @@ _JITTED = ("chorax", "by hand in jit")
 _BIG = (("blocks", 24, 8), ("shared", 32, 64), ("create", 10, 100_000))
 # What takes longer than so many seconds is not run again.
 _LONG = 60.0
+# What the work is, and what N counts where it is not nodes in a list.
+_TASKS = {
+    "create": "Nodes that are alike get three small arrays each, two of them drawn.",
+    "reset": "The same nodes have their arrays in all lanes, and get new ones.",
+    "blocks": "Each node multiplies a state by a matrix of 1024 by 1024, which all "
+    "lanes share.",
+    "kinds by class": "As `create`, and each node is of a class of its own.",
+    "kinds by shape": "As `create`, and the arrays of each node have a size of their "
+    "own.",
+    "chain": "Each node holds the next, and draws a small array.",
+    "tree": "The same in a full binary tree; N is its levels.",
+    "shared": "Of the model's 40 MiB each lane draws 4 MiB for itself, and shares the "
+    "rest.",
+}
 
 
 def works(quick: bool) -> Iterator[Work]:
@@ -111,9 +125,9 @@ def table(figures: Mapping[Work, Mapping[str, Any]]) -> Iterator[str]:
     """The figures as rows of Markdown: seconds, cold / warm."""
     for task in dict.fromkeys(work[1] for work in figures):
         sizes = list(dict.fromkeys(work[2:] for work in figures if work[1] == task))
-        yield f"\n**{task}**\n"
+        yield f"\n## {task}\n\n{_TASKS[task]}\n"
         yield f"| | {' | '.join(f'N={n}, E={e}' for n, e in sizes)} |"
-        yield f"|---{'|---' * len(sizes)}|"
+        yield f"|---{'|---:' * len(sizes)}|"
         for peer in _PEERS:
             cells = [figures.get((peer, task, *size)) for size in sizes]
             if any(cells):
@@ -161,12 +175,12 @@ def main() -> None:
         f"Python {platform.python_version()} on {os.cpu_count()} cores; seconds, first "
         "call / same call again, N nodes in E lanes.",
         *table(figures),
-        "\n**Ratios**\n",
-        "| goal | ratio | at most | |",
-        "|---|---|---|---|",
+        "\n## Ratios\n\nWhat the figures are to show, and whether they do.\n",
+        "| goal | ratio | at most | met |",
+        "|---|---:|---:|---|",
     ]
     for goal in goals(figures, forward):
-        verdict = "met" if goal.ratio <= goal.bound else "not met"
+        verdict = "yes" if goal.ratio <= goal.bound else "no"
         lines.append(f"| {goal.name} | {goal.ratio:.3g} | {goal.bound} | {verdict} |")
     print("\n".join(lines))
     args.output.mkdir(parents=True, exist_ok=True)

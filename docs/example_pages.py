@@ -26,16 +26,20 @@ def page_of(script: Path) -> str:
     # The docstring is the page's text already.
     first = tree.body[0].end_lineno
     code = "\n".join(source.splitlines()[first:]).strip()
-    picture = f"![{title}]({script.stem}.png)\n\n"
-    return f"# {title.rstrip('.')}\n\n{rest}\n\n{picture}```python\n{code}\n```\n"
+    rest = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[\g<0>](https://arxiv.org/abs/\1)", rest)
+    # A click on the picture shows it in full.
+    picture = f"[![{title}]({script.stem}.png)]({script.stem}.png)"
+    # One heading makes no table of contents, and code has its room.
+    front = "---\nhide: [toc]\n---\n"
+    parts = (f"# {title.rstrip('.')}", rest, picture, f"```python\n{code}\n```")
+    return front + "\n\n".join(parts) + "\n"
 
 
 def on_config(config: Any) -> Any:
     for section in config.nav:
         if "Examples" in section:
             section["Examples"] = [
-                {each.stem.replace("_", " ").capitalize(): f"examples/{each.stem}.md"}
-                for each in scripts()
+                {each.name: f"examples/{each.stem}.md"} for each in scripts()
             ]
     return config
 

@@ -20,6 +20,7 @@ import oracle
 import trees
 from calls import build, call, jits, maybe_jit, quiet, seeds
 from chorax import lanes, replace, vmap_call_all_fns
+from programs import COLLECTIVES, compiled, peak
 from trees import keys_of, shapes
 
 
@@ -27,9 +28,6 @@ pytestmark = pytest.mark.skipif(
     jax.device_count() < 8, reason="XLA_FLAGS ask for fewer than 8 devices"
 )
 LANES = 16
-COLLECTIVES = (
-    r"all-gather|all-reduce|all-to-all|collective-|reduce-scatter|send\b|recv\b"
-)
 TYPES = pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
 JITS = pytest.mark.parametrize("jit", [False, True])
 
@@ -198,6 +196,20 @@ def test_keys(kind, key):
     oracle.assert_same(run(), run(sharding=sharding()))
 
 
+@TYPES
+def test_what_reads_nothing(types):
+    class Zero(eqx.Module):
+        x: Any = None
+
+        def step(self):
+            return replace(self, x=jnp.zeros(2))
+
+    where = sharding(types=types)
+    many, delta = vmap_call_all_fns([Zero()], "step", axis_size=8, sharding=where)
+    oracle.assert_same(many, vmap_call_all_fns([Zero()], "step", axis_size=8)[0])
+    assert {x.data.shape[0] for x in many[0].x.addressable_shards} == {1}
+
+
 @JITS
 def test_what_methods_return_besides(jit, key):
     def run(net, key, **options):
@@ -264,17 +276,6 @@ def test_law_spread_lanes_are_the_same(shape, seed, jit):
 # What is compiled
 
 
-def compiled(function, *inputs):
-    """The program of one device, of a function of arrays."""
-    dynamic, static = eqx.partition(inputs, eqx.is_array)
-
-    def run(dynamic):
-        out = function(*eqx.combine(dynamic, static))
-        return eqx.filter(out, eqx.is_array)
-
-    return jax.jit(run).lower(dynamic).compile()
-
-
 def programs(where):
     """Creation, reset of some lanes, and a step of training, each with its inputs."""
     key = jax.random.key(0)
@@ -337,16 +338,6 @@ def test_a_device_holds_an_eighth(name):
         )
     # The key, the batch of data and what a program needs of itself are on each.
     assert part < whole / 8 + 4096
-
-
-def peak(program):
-    """The bytes of inputs, outputs, and what is between them, on one device."""
-    stats = program.memory_analysis()
-    return (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        + stats.temp_size_in_bytes
-    )
 
 
 def test_lanes_of_other_lengths_do_not_wait_for_each_other(key):

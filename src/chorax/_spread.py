@@ -6,8 +6,11 @@ from typing import Any, cast
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import jax.sharding
+import numpy as np
 
+from ._memo import surroundings
 from ._show import shown
 
 
@@ -50,16 +53,16 @@ class LaneSharding:
         spread along other axes of the mesh."""
         if self._lies_so(x, axis):
             return x
-        # On a mesh of automatic axes a compiler may overrule `device_put`.
-        if self.is_auto and isinstance(x, jax.core.Tracer):
+        if not _in_jit(x):
+            return _put(x, self.layout(axis))
+        if self.is_auto:
+            # There a compiler may overrule `device_put`.
             return cast(Any, jax.lax).with_sharding_constraint(x, self.layout(axis))
         return cast(Any, jax).device_put(x, self.layout(axis))
 
     def replicate(self, x: Any) -> Any:
-        """The same for what all devices read. The compiler itself knows where it is."""
-        if self.is_auto and isinstance(x, jax.core.Tracer):
-            return cast(Any, x)
-        return self.place(x, None)
+        """The same for what all devices read. A compiler itself sees to it."""
+        return x if self.is_auto and _in_jit(x) else self.place(x, None)
 
     def _lies_so(self, x: Any, axis: int | None) -> bool:
         if isinstance(x, jax.core.Tracer):
@@ -102,6 +105,29 @@ def check_sharding(sharding: Any, size: int) -> LaneSharding:
             f"{found.entry!r} of the mesh. Use a multiple of {found.parts} lanes."
         )
     return found
+
+
+def _in_jit(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer) or surroundings()[1]
+
+
+def _put(x: Any, layout: Any) -> Any:
+    if layout.is_fully_addressable:
+        return cast(Any, jax).device_put(x, layout)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(_same, out_shardings=layout)(x)
+    # Every process has all of it, and gives its own devices their parts.
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _put(jax.random.key_data(x), layout)
+        wrap = cast(Any, jax).random.wrap_key_data
+        return wrap(words, impl=jax.random.key_impl(x))
+    host: Any = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    make = cast(Any, jax).make_array_from_callback
+    return make(host.shape, layout, host.__getitem__)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
 
 
 def _names(entry: Any) -> tuple[Any, ...]:

@@ -379,6 +379,54 @@ def test_methods_run_once_and_programs_are_compiled_once(key):
         assert bool(compiles) == bool(count)
 
 
+class Wide(eqx.Module):
+    """Keeps little of what it computes on the way."""
+
+    h: Any = None
+
+    def init_state(self, *, key):
+        x = jax.random.normal(key, (500,))
+        return replace(self, h=(jnp.outer(x, x) @ x)[:4])
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_chunks_bound_what_a_device_holds(spread, key):
+    def between(**options):
+        def run(key):
+            return chorax.vmap_init_all_states(
+                Wide(), axis_size=64, key=key, **options
+            )[0]
+
+        return compiled(run, key).memory_analysis().temp_size_in_bytes
+
+    options: dict[str, Any] = {"sharding": sharding()} if spread else {}
+    own = 8 if spread else 64
+    whole = between(**options)
+    assert whole > own * 500 * 500 * 4
+    for chunk_size in (4, 2, 1):
+        held = between(**options, chunk_size=chunk_size)
+        assert held < 1.1 * whole * chunk_size / own
+
+
+def test_a_million_lanes_in_chunks_and_shards(key):
+    count = 1_000_000
+    model = eqx.nn.MLP(2, 1, 8, 1, key=key)
+    many, delta = vmap_call_all_fns(
+        model,
+        chorax.reset_parameters,
+        axis_size=count,
+        key=key,
+        chunk_size=10_000,
+        sharding=sharding(),
+    )
+    for x in arrays(delta):
+        assert {shard.data.shape[0] for shard in x.addressable_shards} == {count // 8}
+    keys = jax.random.split(key, count)
+    for index in (0, 124_999, 125_000, 777_777, count - 1):
+        alone, _ = chorax.call_all_fns(model, chorax.reset_parameters, key=keys[index])
+        oracle.assert_same(lanes.take(many, delta, index), alone)
+
+
 # ---------------------------------------------------------------------------
 # What is there already, and what is around
 

@@ -1,5 +1,7 @@
 """State deltas: what they hold, and what becomes of a model they are applied to."""
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -418,3 +420,41 @@ def test_assign_makes_numbers_arrays_where_arrays_were():
 def test_assign_wants_mappings():
     with pytest.raises(TypeError, match="mapping"):
         chorax.assign_state_values({"a": 1}, [("a", 2)])  # pyright: ignore[reportArgumentType]
+
+
+COPIES = {
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_delta_is_copied_and_pickled(name, key):
+    model = {"mlp": eqx.nn.MLP(2, 3, 4, 1, key=key), "n": None, "cell": [Pickled()]}
+    steps = ("step", chorax.reset_parameters)
+    options: dict[str, Any] = {"axis_size": 3, "key": key, "fn_if_not_exist": "pass"}
+    batched, first = chorax.vmap_call_all_fns(model, steps[0], **options, state_tag="t")
+    batched, second = chorax.vmap_call_all_fns(
+        batched, steps[1], **options, in_axes=first
+    )
+    for delta in (first, second, first | second):
+        found = COPIES[name](delta)
+        oracle.assert_same(found, delta)
+        assert found.paths == delta.paths
+        assert found.tags == delta.tags
+        oracle.assert_same(found.in_axes, delta.in_axes)
+        oracle.assert_same(found.to_dict(), delta.to_dict())
+        base = model if delta is first else batched
+        oracle.assert_same(
+            chorax.apply_delta(base, found), chorax.apply_delta(base, delta)
+        )
+    oracle.assert_same(COPIES[name](first) | second, first | second)
+
+
+class Pickled(eqx.Module):
+    x: Any = None
+    label: str = eqx.field(static=True, default="a")
+
+    def step(self, *, key):
+        return chorax.replace(self, x=jax.random.normal(key, (2,)), label="b")

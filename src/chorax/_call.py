@@ -115,8 +115,10 @@ def vmap_call_all_fns(
     - `state_to_exclude`: a filter over leaves; those it keeps are written once for all
         lanes, without a lane axis.
     - `where`: a boolean array of shape `(axis_size,)`. Lanes where it is false keep
-        what they had; a written leaf for which they had nothing (it was `None`, or of
-        another shape or dtype, or has no lane axis) is an error. `None`: all lanes.
+        what they had, each its own value of a leaf that `in_axes` maps, and all the
+        same of one that they shared. A written leaf for which they had nothing (it was
+        `None`, or of another shape or dtype), or which `state_to_exclude` makes the
+        same for all, is an error. `None`: all lanes.
     - `has_aux`: methods return `(node, aux)`; there is a third result.
     - `in_axes`: the leaves of `target` that have a lane axis already, as
         `eqx.filter_vmap` takes it, or a `StateDelta`. `None`: none has; a method sees

@@ -136,6 +136,22 @@ class StateDelta(eqx.Module, Generic[T]):
             self._mapped,
         )
 
+    # What a structure of modules comes to by `pickle` and `copy` does not equal it: it
+    # holds marks of Equinox that are told apart by identity. A tree of it does.
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        for name in ("before", "after"):
+            structure: jtu.PyTreeDef = state[name]
+            leaves = range(structure.num_leaves)
+            state[name] = jtu.tree_unflatten(structure, leaves)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            is_tree = name in ("before", "after")
+            value = jtu.tree_structure(value) if is_tree else value
+            object.__setattr__(self, name, value)
+
     def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
         if not isinstance(cast(object, later), StateDelta):
             return NotImplemented

@@ -177,13 +177,7 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
     for index, tree in enumerate(trees):
         one, other = jtu.tree_structure(trees[0]), jtu.tree_structure(tree)
         check_structures(one, other, "batch 0", f"batch {index}")
-    parts: list[LaneAxes] = []
-    for index, tree in enumerate(trees):
-        try:
-            parts.append(lane_axes(tree, axes))
-        except Exception as error:
-            error.add_note(f"Raised by batch {index}.")
-            raise
+    parts = [_apart(tree, axes, f"batch {i}") for i, tree in enumerate(trees)]
     first = parts[0]
     leaves: list[Any] = []
     for place_, axis, column in _columns(parts):
@@ -225,7 +219,7 @@ def where(mask: Mask, new: T, old: T, axes: Any) -> T:
     """
     structures = jtu.tree_structure(old), jtu.tree_structure(new)
     check_structures(*structures, "`old`", "`new`")
-    before, after = lane_axes(old, axes), lane_axes(new, axes)
+    before, after = lane_axes(old, axes), _apart(new, axes, "`new`")
     columns = list(_columns([before, after]))
     for place_, axis, (kept, fresh) in columns:
         where_ = f"{place_} of `old` and `new`"
@@ -321,6 +315,14 @@ def _listed(models: Iterable[T], name: str) -> list[T]:
             "the models themselves: a list, or the `.values()` of a dictionary."
         )
     return list(models)
+
+
+def _apart(batched: Any, axes: Any, name: str) -> LaneAxes:
+    try:
+        return lane_axes(batched, axes)
+    except Exception as error:
+        error.add_note(f"Raised by {name}.")
+        raise
 
 
 def _columns(parts: Sequence[LaneAxes]) -> Iterable[tuple[str, int | None, list[Any]]]:

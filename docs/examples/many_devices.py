@@ -1,10 +1,11 @@
-"""An ensemble on many devices, each of which makes, trains and holds its own lanes.
+"""An ensemble on many devices.
 
-Sixteen networks learn to read digits on eight devices, simulated by one CPU. Where
-lanes live is said once, when they are made: training is then the step of one member
-mapped over the lanes, and no device waits for another. The members of the worst device
-are drawn anew halfway, where they live. The script prints what a device holds and what
-is sent between devices, and draws where the lanes live.
+Sixteen networks learn to read digits on eight devices, simulated by one CPU, each of
+which makes, trains and holds its own lanes. Where lanes live is said once, when they
+are made: training is then the step of one member mapped over the lanes, and no device
+waits for another. The members of the worst device are drawn anew halfway, where they
+live. The script prints what a device holds and what is sent between devices, and draws
+where the lanes live.
 
     pip install -e ".[examples]"
     python docs/examples/many_devices.py

@@ -131,7 +131,7 @@ def _call_once(
             result = getattr(node, call.name)(*args, **kwargs)
     except Exception as error:
         error.add_note(f"Raised by {where}, in a collective call of chorax.")
-        if "None" in str(error) and _lacks_states(call.name, node):
+        if _lacks_states(call.name, node, error):
             error.add_note(
                 "Some of its fields are `None`, and it has an `init_state`: make the "
                 "states first, by `init_all_states` or `vmap_init_all_states`."
@@ -172,10 +172,14 @@ def _call_once(
     return news, Outcome(structure, origins, aux_structure, aux_origins, reaches_inside)
 
 
-def _lacks_states(name: str | None, node: Any) -> bool:
-    is_reset = name == "reset_state" and hasattr(node, "init_state")
+def _lacks_states(name: str | None, node: Any, error: Exception) -> bool:
+    """Whether a reset seems to have failed because there was nothing to reset."""
+    if name != "reset_state" or not hasattr(node, "init_state"):
+        return False
     fields = cast("dict[str, Any]", vars(node))
-    return is_reset and any(x is None for x in fields.values())
+    # What a user's error says of itself might raise another.
+    told = any("None" in x for x in error.args if isinstance(x, str))
+    return told and any(x is None for x in fields.values())
 
 
 def _inside(node: Any) -> list[tuple[Any, jtu.PyTreeDef, list[int]]]:

@@ -572,11 +572,76 @@ def test_inside_grad_vmap_scan_and_shapes(key):
     np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
+@TYPES
+@JITS
+def test_where_a_mesh_is_set(types, jit, key):
+    """Nothing of it is seen by what every device does on its own."""
+    where = sharding(types=types)
+
+    def run(net, key, **options):
+        return vmap_call_all_fns(net, "init_state", axis_size=16, key=key, **options)
+
+    one = run(net(), key)
+    enter: Any = (vars(jax) | vars(jax.sharding)).get("set_mesh")
+    enter = enter or vars(jax.sharding)["use_mesh"]
+    with enter(where.mesh):
+        many = functools.partial(run, sharding=where)
+        found = (eqx.filter_jit(many) if jit else many)(net(), key)
+        told = chorax.explain(
+            net(), "init_state", axis_size=16, key=key, sharding=where
+        )
+    oracle.assert_same(one, found)
+    assert told.devices == 8
+
+
+def test_a_method_that_holds_an_array_of_the_mesh(key):
+    where = sharding()
+    held = jax.device_put(jnp.arange(3.0), NamedSharding(where.mesh, P()))
+
+    def add(cell, key):
+        return replace(cell, h=held + jax.random.uniform(key, (3,)))
+
+    for jit in (False, True):
+        run = functools.partial(
+            vmap_call_all_fns, net(), add, axis_size=16, sharding=where
+        )
+        many, delta = (eqx.filter_jit(run) if jit else run)(key=key)
+        one, _ = vmap_call_all_fns(net(), add, axis_size=16, key=key)
+        oracle.assert_same(one, many)
+        for x in arrays(delta):
+            assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
+
+
+def test_layouts_along_other_axes_stay(key):
+    where = sharding((4, 2), ("lanes", "model"))
+
+    def lay(x, *spec):
+        return jax.device_put(x, NamedSharding(where.mesh, P(*spec)))
+
+    tree = {
+        "mapped": lay(jnp.ones((16, 4)), None, "model"),
+        "shared": lay(jnp.ones((8, 4)), "lanes", "model"),
+        "text": np.array(["x", "y"]),
+        "host": np.ones(3),
+    }
+    axes = {"mapped": 0, "shared": None, "text": None, "host": None}
+    found = lanes.shard(tree, axes, where)
+    assert found["mapped"].sharding.spec == P("lanes", "model")
+    assert found["shared"].sharding.spec == P(None, "model")
+    assert found["text"] is tree["text"]
+    assert found["host"] is tree["host"]
+
+
 def test_without_jit_results_are_laid_out_too(key):
     with jax.disable_jit():
         many, delta = vmap_call_all_fns(
             net(), "init_state", axis_size=8, key=key, sharding=sharding()
         )
+        *_, aux = vmap_call_all_fns(
+            net(), "tell", axis_size=8, key=key, has_aux=True, sharding=sharding()
+        )
+    assert aux["cells.1"]["name"] == "cell"
+    assert len(aux["cells.1"]["norm"].sharding.device_set) == 8
     one, _ = vmap_call_all_fns(net(), "init_state", axis_size=8, key=key)
     oracle.assert_same(one, many)
     for x in arrays(delta):
@@ -654,6 +719,25 @@ MISUSES: dict[str, Any] = {
         },
         TypeError,
         "`sharding` must be a `jax.sharding.NamedSharding`, of a mesh and the name",
+    ),
+    "an abstract mesh": (
+        lambda: {
+            "axis_size": 8,
+            "sharding": NamedSharding(
+                jax.sharding.AbstractMesh((8,), ("lanes",)), P("lanes")
+            ),
+        },
+        ValueError,
+        "`sharding` must be on a mesh of devices, as `jax.make_mesh` makes, but its "
+        "mesh is abstract: it says nothing of where lanes live.",
+    ),
+    "left open": (
+        lambda: {
+            "axis_size": 8,
+            "sharding": NamedSharding(sharding().mesh, P(P.UNCONSTRAINED)),
+        },
+        ValueError,
+        "`sharding` must name the mesh axis of the lanes, but its specification is",
     ),
     "no entry": (
         lambda: {

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn.datasets import load_digits
 
@@ -194,5 +195,9 @@ def main(folder: Path, task: str, sharding: NamedSharding) -> None:
 if __name__ == "__main__":
     where, what, port, *numbers = sys.argv[1:]
     main(Path(where), what, start(port, *map(int, numbers)))
+    if jax.process_count() > 1:
+        # None may go while another still waits for what it sends.
+        multihost_utils.sync_global_devices("done")
+        jax.distributed.shutdown()
     sys.stdout.flush()
     os._exit(0)

@@ -131,8 +131,8 @@ def vmap_call_all_fns(
     - `sharding`: where lanes are to live, as `chorax.lanes.shard` takes it. Each device
         of the mesh axis computes and holds its own lanes, `axis_size` divided by the
         number of devices, and nothing is sent between them; what lanes share is on all.
-        With `axis_name` lanes may meet, and the compiler spreads them. `None`: wherever
-        the arguments are.
+        With `axis_name` or `spmd_axis_name` lanes may meet, and the compiler spreads
+        them. `None`: wherever the arguments are.
 
     **Returns:**
 

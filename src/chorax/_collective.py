@@ -24,6 +24,11 @@ def run_collective(
     target: Any, request: Request
 ) -> tuple[Any, StateDelta[Any], dict[str, Any]]:
     """The new model, the delta, and every called node's `aux` by dotted path."""
+    with request.scope():
+        return _run(target, request)
+
+
+def _run(target: Any, request: Request) -> tuple[Any, StateDelta[Any], dict[str, Any]]:
     keys = lane_keys(request.key, request.size)
     walked = walk_nodes(target)
     axes = target_axes(target, walked, request)

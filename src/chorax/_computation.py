@@ -40,6 +40,13 @@ class Computation:
         consts = self.closed.consts
         return not any(isinstance(x, jax.core.Tracer) for x in consts)
 
+    @property
+    def spans_devices(self) -> bool:
+        """Whether it holds an array that lives on more than one device, which a program
+        of a single one of them can't."""
+        found = [x.sharding for x in self.closed.consts if _is_there(x)]
+        return any(len(each.device_set) > 1 for each in found)
+
     def __call__(self, *inputs: Any) -> list[Any]:
         return jec.jaxpr_as_fun(self.closed)(*inputs)
 
@@ -56,6 +63,10 @@ class Computation:
             return make(key)
 
         return functools.lru_cache(maxsize=128)(call)
+
+
+def _is_there(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
 
 
 # Threads that trace the same at once get the same computation. Not a plain `Lock`: a

@@ -66,7 +66,13 @@ def _placed(recipe: Recipe, results: Results, sharding: LaneSharding) -> Results
         else _lay(x, _axis(recipe, cast(int, leaf.original)), sharding)
         for leaf, x in rows
     ]
-    aux = [[_lay(x, 0, sharding) for x in each] for each in results.aux]
+    aux = [
+        [
+            _lay(x, 0, sharding) if _is_array(recipe, name) else x
+            for name, x in zip(each.names, made, strict=True)
+        ]
+        for each, made in zip(recipe.plan.aux, results.aux, strict=True)
+    ]
     return Results(leaves, aux)
 
 

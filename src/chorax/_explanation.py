@@ -145,6 +145,11 @@ class Explanation:
 
 def run_explanation(target: Any, request: Request) -> Explanation:
     """Plans a call, and makes no array."""
+    with request.scope():
+        return _explain(target, request)
+
+
+def _explain(target: Any, request: Request) -> Explanation:
     keys = lane_keys(request.key, request.size)
     walked = walk_nodes(target)
     axes = target_axes(target, walked, request)

@@ -29,13 +29,16 @@ class Lanes:
     spmd_axis_name: Any = None
     chunk_size: int | None = None
     sharding: LaneSharding | None = None
+    is_one: bool = False
 
     @property
     def is_apart(self) -> bool:
-        """Whether every device runs its own lanes, which never meet others. Where they
-        have a named axis they may, and the compiler spreads one program."""
+        """Whether every device runs a program of its own lanes, which never meet
+        others. Where they have a named axis they may, and the compiler spreads one
+        program for all, as it does where `is_one`."""
         is_named = self.axis_name is not None or self.spmd_axis_name is not None
-        return self.sharding is not None and bool(self.sharding.names) and not is_named
+        is_spread = self.sharding is not None and bool(self.sharding.names)
+        return is_spread and not is_named and not self.is_one
 
     def on_device(self) -> "Lanes":
         """The lanes that one program runs."""

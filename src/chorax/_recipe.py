@@ -155,11 +155,15 @@ def find_recipe(
         warn(selection.warnings)
         made = propose(walked, selection, request, axes, call, keys, excludes, known)
         plan, placed = made.plan, made.placed
+        lanes = request.lanes
+        if lanes is not None and lanes.is_apart:
+            spans = any(step.trace.computation.spans_devices for step in plan.steps)
+            lanes = dataclasses.replace(lanes, is_one=spans)
         return Recipe(
             plan,
-            request.lanes,
+            lanes,
             axes,
-            _arranged(plan, request.lanes, in_jit, keys),
+            _arranged(plan, lanes, in_jit, keys),
             placed,
             describe(plan, placed, axes, walked, request),
             written_paths(plan, placed, walked),

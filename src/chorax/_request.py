@@ -1,5 +1,6 @@
 """A collective call's arguments, in the form that planning needs them."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -31,6 +32,7 @@ from ._kind import ArraySpec, Call, Lanes, spec_of
 from ._memo import fingerprint
 from ._nodes import Walked
 from ._reset import reset_parameters
+from ._spread import without_mesh
 from .filters import Nothing, Predicate
 
 
@@ -69,6 +71,11 @@ class Request:
     @property
     def size(self) -> int | None:
         return None if self.lanes is None else self.lanes.size
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """In which to trace and run it."""
+        is_apart = self.lanes is not None and self.lanes.is_apart
+        return without_mesh() if is_apart else contextlib.nullcontext()
 
 
 def checked_request(

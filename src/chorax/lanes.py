@@ -303,7 +303,11 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
     return lanes.rebuild(
-        [found.place(x, axis) if eqx.is_array(x) else x for x, axis in pairs]
+        # What is shared and on the host is at hand for all devices.
+        [
+            x if axis is None and not isinstance(x, jax.Array) else found.place(x, axis)
+            for x, axis in pairs
+        ]
     )
 
 

@@ -24,12 +24,22 @@ from programs import COLLECTIVES, compiled, peak
 from trees import keys_of, shapes
 
 
-pytestmark = pytest.mark.skipif(
-    jax.device_count() < 8, reason="XLA_FLAGS ask for fewer than 8 devices"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        jax.device_count() < 8, reason="XLA_FLAGS ask for fewer than 8 devices"
+    ),
+    # What it is about is compiled; explicit axes are not for plain `jax.vmap` either.
+    pytest.mark.usefixtures("needs_jit"),
+]
 LANES = 16
 TYPES = pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
 JITS = pytest.mark.parametrize("jit", [False, True])
+
+
+@pytest.fixture
+def key(lane_key):
+    """Devices are compared with one."""
+    return lane_key
 
 
 def sharding(shape=(8,), names=("lanes",), entry: Any = "lanes", types=AxisType.Auto):
@@ -182,12 +192,12 @@ def test_options(name, jit, key):
 
 
 @pytest.mark.parametrize("kind", ["many", "legacy", "many legacy", "numpy"])
-def test_keys(kind, key):
+def test_keys(kind, key, legacy_lane_key):
     keys: dict[str, Any] = {
         "many": jax.random.split(key, LANES),
-        "legacy": jax.random.PRNGKey(0),
-        "many legacy": jax.random.split(jax.random.PRNGKey(0), LANES),
-        "numpy": np.asarray(jax.random.key_data(key)),
+        "legacy": legacy_lane_key,
+        "many legacy": jax.random.split(legacy_lane_key, LANES),
+        "numpy": np.asarray(legacy_lane_key),
     }
     given = keys[kind]
     run: Any = lambda **options: vmap_call_all_fns(  # noqa: E731
@@ -354,7 +364,6 @@ def test_lanes_of_other_lengths_do_not_wait_for_each_other(key):
     oracle.assert_same(run(key, None), run(key, sharding()))
 
 
-@pytest.mark.usefixtures("needs_jit")
 def test_methods_run_once_and_programs_are_compiled_once(key):
     runs, compiles = [], []
 
@@ -487,6 +496,7 @@ def test_a_target_on_one_device_is_taken_along(key):
 
 @TYPES
 def test_inside_a_jit_with_shardings(types, key):
+    before = key
     where = sharding(types=types)
     everywhere = NamedSharding(where.mesh, P())
 
@@ -520,7 +530,7 @@ def test_inside_a_jit_with_shardings(types, key):
         "reset_state",
         0.5,
         axis_size=LANES,
-        key=jax.random.key(0),
+        key=before,
         in_axes=Cell(None, None, 0, None),  # pyright: ignore[reportArgumentType]
     )
     oracle.assert_same(found, expected.h)

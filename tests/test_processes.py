@@ -23,7 +23,8 @@ def free_port():
 def begin(folder, task, processes, devices):
     """Starts the processes of a task; `devices` is for each of them."""
     port = free_port()
-    env = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+    settings = ("XLA_FLAGS", "JAX_DEFAULT_PRNG_IMPL", "JAX_DISABLE_JIT")
+    env = {name: x for name, x in os.environ.items() if name not in settings}
     return [
         subprocess.Popen(
             [

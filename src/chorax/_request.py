@@ -74,8 +74,10 @@ class Request:
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """In which to trace and run it."""
-        is_apart = self.lanes is not None and self.lanes.is_apart
-        return without_mesh() if is_apart else contextlib.nullcontext()
+        is_plain = cast(Any, jax.config).jax_disable_jit
+        if is_plain or self.lanes is None or not self.lanes.is_apart:
+            return contextlib.nullcontext()
+        return without_mesh()
 
 
 def checked_request(

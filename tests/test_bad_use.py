@@ -456,13 +456,13 @@ def test_states_that_were_never_made_are_told_of():
         def reset_state(self, by):
             return replace(self, v=self.v * by)
 
-    with pytest.raises(TypeError) as info:
+    with pytest.raises(TypeError, match="NoneType") as info:
         chorax.vmap_reset_all_states([Neuron()], 0.0, axis_size=2)
     assert "make the states first, by `init_all_states`" in " ".join(
         info.value.__notes__
     )
     made, _ = chorax.init_all_states([Neuron()])
-    with pytest.raises(TypeError) as info:
+    with pytest.raises(TypeError, match="str") as info:
         chorax.reset_all_states(made, "text")
     assert "make the states first" not in " ".join(info.value.__notes__)
 

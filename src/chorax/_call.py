@@ -131,8 +131,9 @@ def vmap_call_all_fns(
     - `sharding`: where lanes are to live, as `chorax.lanes.shard` takes it. Each device
         of the mesh axis computes and holds its own lanes, `axis_size` divided by the
         number of devices, and nothing is sent between them; what lanes share is on all.
-        With `axis_name` or `spmd_axis_name` lanes may meet, and the compiler spreads
-        them. `None`: wherever the arguments are.
+        With `axis_name` or `spmd_axis_name` lanes may meet, and where a method closes
+        over an array on many devices all need it: there the compiler spreads one
+        program, and sends what it has to. `None`: wherever the arguments are.
 
     **Returns:**
 

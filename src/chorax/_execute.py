@@ -100,6 +100,7 @@ def _on_devices(
         recipe.compiled.value = _compile(recipe, sharding)
     made, made_aux = recipe.compiled.value(read, keys, where)
 
+    # What is no array is the same whatever the lanes, and is only looked up.
     news, finish = iter(made), Finish(recipe.plan, values, recipe.axes, None, None)
     leaves: list[Any] = []
     for leaf, is_made in zip(recipe.placed, _made(recipe), strict=True):

@@ -280,13 +280,16 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
 
     - `batched`, `axes`: as in `unstack`.
     - `sharding`: a `NamedSharding` whose specification has one entry, the name of the
-        mesh axis (or a tuple of names) along which the lanes lie. Shared leaves are
-        replicated.
+        mesh axis (or a tuple of names) along which the lanes lie. Shared leaves are on
+        all of its devices, those of NumPy on the host. What is spread along other axes
+        of the mesh stays so.
 
-    **Returns:** the same model, laid out so.
+    **Returns:** the same model, laid out so; what lies so already is the same object.
 
-    **Raises:** `ValueError` for another specification, or if the lanes do not divide
-    evenly among the devices.
+    **Raises:** `ValueError` for another specification, for an abstract mesh, or if the
+    lanes do not divide evenly among the devices.
+
+    To make lanes where they are to live, see `sharding` of `vmap_call_all_fns`.
 
     ```python
     >>> import chorax, jax, jax.numpy as jnp

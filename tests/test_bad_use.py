@@ -462,7 +462,7 @@ def test_states_that_were_never_made_are_told_of():
         info.value.__notes__
     )
     made, _ = chorax.init_all_states([Neuron()])
-    with pytest.raises(TypeError, match="str") as info:
+    with pytest.raises(TypeError, match="scalar") as info:
         chorax.reset_all_states(made, "text")
     assert "make the states first" not in " ".join(info.value.__notes__)
 

@@ -593,15 +593,17 @@ def test_where_a_mesh_is_set(types, jit, key):
     """Nothing of it is seen by what every device does on its own."""
     where = sharding(types=types)
 
-    def run(net, key, **options):
-        return vmap_call_all_fns(net, "init_state", axis_size=16, key=key, **options)
+    def run(net, **options):
+        return vmap_call_all_fns(
+            net, lambda cell: replace(cell, h=cell.w * 2.0), axis_size=16, **options
+        )
 
-    one = run(net(), key)
+    one = run(net())
     # The oldest versions call it so.
     enter: Any = vars(jax.sharding).get("use_mesh") or jax.set_mesh
     with enter(where.mesh):
         many = functools.partial(run, sharding=where)
-        found = (eqx.filter_jit(many) if jit else many)(net(), key)
+        found = (eqx.filter_jit(many) if jit else many)(net())
         told = chorax.explain(
             net(), "init_state", axis_size=16, key=key, sharding=where
         )
@@ -614,7 +616,7 @@ def test_a_method_that_holds_an_array_of_the_mesh(key):
     held = jax.device_put(jnp.arange(3.0), NamedSharding(where.mesh, P()))
 
     def add(cell, key):
-        return replace(cell, h=held + jax.random.uniform(key, (3,)))
+        return replace(cell, h=held * cell.w + jax.random.uniform(key, (3,)))
 
     for jit in (False, True):
         run = functools.partial(

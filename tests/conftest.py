@@ -1,23 +1,46 @@
 """JAX at its strictest, and types on: what is lenient here would hide mistakes."""
 
+import contextlib
+import gc
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import jax
-import pytest
-from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
+
+# Most of the time goes into compiling, and what is compiled here is small: so XLA does
+# it cheaply, with the same bits. `XLA_FLAGS=--xla_backend_optimization_level=3` has it
+# compile as it does for users.
+_CHEAPLY = (
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in _FLAGS:
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} {_CHEAPLY}".strip()
+
+# Not before XLA has been told.
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 
-with install_import_hook("chorax", "beartype.beartype"):
+# Types are checked where CI asks for it: that takes a third of the time.
+_TYPES = contextlib.nullcontext()
+if os.environ.get("CHECK_TYPES"):
+    _TYPES = install_import_hook("chorax", "beartype.beartype")
+with _TYPES:
     import chorax  # noqa: F401
+from trees import MIXED  # noqa: E402
 
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Nobody reads where an error that is expected came from.
+jax.config.update("jax_traceback_filtering", "off")
 # Simulated, for what spreads lanes; all else runs on the first.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+if "xla_force_host_platform_device_count" not in _FLAGS:
     jax.config.update("jax_num_cpu_devices", 8)
 # The tests against brainstate and Flax need `pip install -e ".[peers]"` and 32 bits, to
 # which brainstate sets all of JAX when it is imported.
@@ -29,15 +52,17 @@ _PATIENT: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
-settings.register_profile("quick", max_examples=12, derandomize=True, **_PATIENT)
+settings.register_profile("quick", max_examples=3, derandomize=True, **_PATIENT)
 settings.register_profile("laws", max_examples=60, derandomize=True, **_PATIENT)
 settings.register_profile("thorough", max_examples=2000, **_PATIENT)
-settings.load_profile("laws")
+settings.load_profile("quick")
 
 
 @pytest.fixture
 def key() -> jax.Array:
-    return jax.random.key(0)
+    """Of the default kind, or of one that is cheap to compile where that is JAX's."""
+    default = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.random.key(0, impl=MIXED if default == "threefry2x32" else default)
 
 
 @pytest.fixture
@@ -51,7 +76,7 @@ def legacy_key():
 def lane_key() -> jax.Array:
     """For what compares lanes with calls on their own: whatever the default is, a batch
     of such keys draws what each of them draws. A batch of `rbg` keys does not."""
-    return jax.random.key(0, impl="threefry2x32")
+    return jax.random.key(0, impl=MIXED)
 
 
 @pytest.fixture
@@ -77,8 +102,22 @@ def needs_jit() -> None:
         pytest.skip("JAX_DISABLE_JIT is set: nothing is traced")
 
 
+def pytest_collection_finish():
+    """Spares tests that collect garbage a look at what all of them share."""
+    gc.collect()
+    gc.freeze()
+
+
+# A program that is compiled maps memory some three times, and an operating system
+# admits 65,530 maps.
+_MANY_MAPS = 30_000
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Drops compiled programs after each file of tests."""
+    """Drops compiled programs once they are many."""
     yield
+    with contextlib.suppress(OSError):  # There is such a file on Linux alone.
+        if Path("/proc/self/maps").read_bytes().count(b"\n") < _MANY_MAPS:
+            return
     jax.clear_caches()

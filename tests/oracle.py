@@ -6,7 +6,6 @@ is made from its path, and `call_order` leaves its mark on a function.
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections import OrderedDict
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from chorax.lanes import Ensemble
 from trees import Bag
 
 
@@ -24,9 +24,20 @@ def no_node(path, node):
     return False
 
 
-def call(target, name, args=(), key=None, skip=no_node, watch=lambda node: None):
+def unwatched(node, levels):
+    return None
+
+
+def call(target, name, args=(), key=None, skip=no_node, watch=unwatched):
     """One lane: calls the method, or a function, on every node that has it; shows each
-    to `watch` before."""
+    to `watch` before, with the lanes of the ensembles around it."""
+
+    def run(node, key):
+        own = {} if key is None else {"key": key}
+        if callable(name):
+            return name(node, *args, **own)
+        return getattr(node, name)(*args, **own)
+
     due = []
     for index, (path, node) in enumerate(children_first(target)):
         method = name if callable(name) else getattr(type(node), name, None)
@@ -35,17 +46,97 @@ def call(target, name, args=(), key=None, skip=no_node, watch=lambda node: None)
             # The index alone tells two apart, so paths are never compared.
             due.append((level is not None, level or 0, index, path))
     for _, _, _, path in sorted(due):
-        node = get(target, path)
-        watch(node)
-        own = () if key is None else (("key", node_key(key, path)),)
-        method = functools.partial(name, node) if callable(name) else None
-        new = (method or getattr(node, str(name)))(*args, **dict(own))
+        node, levels = get(target, path), levels_around(target, path)
+        watch(
+            node, [(level.size, tuple(sorted(level.axes.items()))) for level in levels]
+        )
+        own = None if key is None else node_key(key, path)
+        if not levels:
+            target = put(target, path, run(node, own))
+            continue
+        new, rows = call_members(node, levels, run, own)
         target = put(target, path, new)
+        for level, axes in zip(levels, rows, strict=True):
+            ensemble = get(target, level.path)
+            inside = path[len(level.path) + 1 :]
+            now = {(*inside, *p): axis for p, axis in axes.items()}
+            mapped = {p: axis for p, axis in ensemble.mapped if p not in now} | now
+            mapped = {row for row in mapped.items() if row[1] is not None}
+            new = with_fields(ensemble, mapped=frozenset(mapped))
+            target = put(target, level.path, new)
     return target
 
 
 def is_node(module):
-    return not type(module).__module__.startswith("equinox.")
+    is_plumbing = type(module).__module__.startswith("equinox.")
+    return not is_plumbing and not isinstance(module, Ensemble)
+
+
+@dataclasses.dataclass
+class Level:
+    """An ensemble around a node, and the lane axes of the node's leaves in it."""
+
+    path: Any
+    size: int
+    axes: dict[Any, int]
+
+
+def levels_around(tree, path):
+    """The ensembles of which a node is in the model, the outermost first."""
+    levels = []
+    for i, key in enumerate(path):
+        if isinstance(tree, Ensemble) and key == "model":
+            rest = path[i + 1 :]
+            axes = {p[len(rest) :]: a for p, a in tree.mapped if p[: len(rest)] == rest}
+            levels.append(Level(path[:i], tree.axis_size, axes))
+        tree = dict(parts(tree))[key]
+    return levels
+
+
+def members(leaves, levels, key):
+    """The leaves and the key of every member, row by row."""
+    if not levels:
+        return [(leaves, key)]
+    (level, *rest), each = levels, []
+    keys = [None] * level.size if key is None else jax.random.split(key, level.size)
+    for i in range(level.size):
+        own = {
+            p: lane_of(x, level.axes[p], i) if p in level.axes else x
+            for p, x in leaves.items()
+        }
+        each += members(own, rest, keys[i])
+    return each
+
+
+def call_members(node, levels, run, key):
+    """The node after a call in every member; and its lane axes in each ensemble."""
+    old, structure = leaves_by_path(node), jtu.tree_structure(node)
+    before = members(old, levels, key)
+    after = [run(jtu.tree_unflatten(structure, x.values()), k) for x, k in before]
+    first, news = before[0][0], [leaves_by_path(x) for x in after]
+
+    def leaf(path, value):
+        """What stands there for all members, and its lane axes."""
+        same = [p for p, x in first.items() if x is value]
+        if same:
+            source = path if path in same else same[0]
+            return old[source], [level.axes.get(source) for level in levels]
+        if not eqx.is_array(value):
+            return value, [None] * len(levels)
+        axes = [level.axes.get(path) for level in levels]
+        was = first.get(path)
+        if None in axes or not eqx.is_array(was) or was.ndim != value.ndim:
+            axes = [0] * len(levels)
+        x = jnp.stack([jnp.asarray(new[path]) for new in news])
+        x = x.reshape(*[level.size for level in levels], *value.shape)
+        for i, axis in reversed(list(enumerate(axes))):
+            x = jnp.moveaxis(x, i, i + axis)
+        return x, axes
+
+    found = {path: leaf(path, value) for path, value in news[0].items()}
+    leaves = [x for x, _ in found.values()]
+    rows = [{p: axes[i] for p, (_, axes) in found.items()} for i in range(len(levels))]
+    return jtu.tree_unflatten(jtu.tree_structure(after[0]), leaves), rows
 
 
 def one_by_one(target, name, keys, args=lambda lane: (), axes=None, skip=no_node):
@@ -152,15 +243,19 @@ def put(tree, path, value):
     below = dict(parts(tree))
     below[path[0]] = put(below[path[0]], path[1:], value)
     if isinstance(tree, eqx.Module):
-        copy = object.__new__(type(tree))
-        for name, old in {**vars(tree), **below}.items():
-            object.__setattr__(copy, name, old)
-        return copy
+        return with_fields(tree, **below)
     if isinstance(tree, dict):
         return type(tree)((name, below[plain(name)]) for name in tree)
     if isinstance(tree, Bag) or hasattr(tree, "_fields"):
         return type(tree)(*below.values())
     return type(tree)(below.values())
+
+
+def with_fields(module, **fields):
+    copy = object.__new__(type(module))
+    for name, value in {**vars(module), **fields}.items():
+        object.__setattr__(copy, name, value)
+    return copy
 
 
 def assert_same(left, right, exact=True):

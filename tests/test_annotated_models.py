@@ -130,6 +130,7 @@ MODELS: dict[str, tuple[Any, Any, Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
 def test_every_layer_passes(build, key):
     layer = build(key)
@@ -169,6 +170,7 @@ def test_a_fault_in_a_layer_is_found(name, field, key):
             chorax.check_annotations(model, in_axes=axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build", [*(row[0] for row in MODELS.values()), flow], ids=[*MODELS, "flowjax"]
 )
@@ -178,6 +180,7 @@ def test_every_model_passes(build, key):
     chorax.check_annotations(batch(model), in_axes=eqx.if_array(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "where", "change", "text"), MODELS.values(), ids=MODELS
 )

@@ -69,9 +69,7 @@ def ways(node: Any) -> list[Any]:
             return call(x)
 
     return [
-        lambda: call(node),
-        lambda: eqx.filter_jit(call)(node),
-        lambda: eqx.filter_jit(vmapped)(node),
+        lambda: eqx.filter_eval_shape(vmapped, node),
         lambda: plain(node),
         lambda: chorax.check_annotations(node),
     ]
@@ -438,6 +436,7 @@ def test_the_program_has_no_trace_of_the_check():
     assert program(checked) == program(node_class(Any, Any))
 
 
+@pytest.mark.slow
 def test_layers_that_stand_in_a_stack():
     # As for `lax.scan` over depth: the parameters have a leading axis, which
     # `reset_parameters` takes for what it is.

@@ -1,9 +1,8 @@
-"""Bad use: what is raised, before any work, and what it says."""
+"""What is told of bad use, beyond the tables of mistakes (see `test_misuse.py`)."""
 
 import dataclasses
 import re
 import warnings
-from functools import partial
 from typing import Any, cast
 
 import equinox as eqx
@@ -15,7 +14,7 @@ import pytest
 
 import chorax
 from chorax import call_all_fns, call_order, replace, vmap_call_all_fns
-from models import Constant, Draw, Plain
+from models import Plain
 
 
 KEY = jax.random.key(0)
@@ -43,322 +42,6 @@ def call(target=NET, name: Any = "step", **options):
     return vmap_call_all_fns(target, name, **{"axis_size": 4, **options})
 
 
-class NotCallable(eqx.Module):
-    step: float = 0.5
-
-
-class Raises(eqx.Module):
-    def step(self):
-        raise ZeroDivisionError("inside")
-
-
-class Returns(eqx.Module):
-    value: Any = eqx.field(static=True)
-
-    def step(self):
-        return self.value
-
-
-CASES = {
-    "axis_size missing": (
-        lambda: call(axis_size=None),
-        ValueError,
-        "`axis_size` must be a positive integer, the number of lanes, but it is "
-        "missing",
-    ),
-    "axis_size zero": (
-        lambda: call(axis_size=0),
-        ValueError,
-        "`axis_size` must be a positive integer, the number of lanes, but got 0",
-    ),
-    "axis_size negative": (
-        lambda: call(axis_size=-2),
-        ValueError,
-        "positive integer, the number of lanes, but got -2",
-    ),
-    "axis_size a float": (lambda: call(axis_size=2.0), ValueError, "but got 2.0"),
-    "axis_size a bool": (lambda: call(axis_size=True), ValueError, "but got True"),
-    "axis_size a string": (lambda: call(axis_size="4"), ValueError, "but got '4'"),
-    "axis_size missing in a wrapper": (
-        lambda: chorax.vmap_init_all_states(NET),
-        ValueError,
-        "`axis_size` must be a positive integer",
-    ),
-    "kwargs no mapping": (
-        lambda: call(kwargs=[("x", 1)]),
-        TypeError,
-        "`kwargs` must be a mapping or `None`, but got [('x', 1)] of type list",
-    ),
-    "kwargs with other keys": (
-        lambda: call(kwargs={1: 2}),
-        TypeError,
-        "`kwargs` must have `str` keys, but has [1]",
-    ),
-    "fn_name a number": (
-        lambda: call(name=3),
-        TypeError,
-        "`fn_name` must be the name of a method or a callable",
-    ),
-    "a filter of another type": (
-        lambda: call(node_to_exclude=3.5),
-        TypeError,
-        "Not a filter: 3.5 of type float",
-    ),
-    "a leaf filter of another type": (
-        lambda: call(state_to_exclude={"a"}),
-        TypeError,
-        "Not a filter: {'a'} of type set",
-    ),
-    "a filter in a list": (
-        lambda: call(node_to_exclude=[Count, 7]),
-        TypeError,
-        "Not a filter: 7 of type int",
-    ),
-    "an unknown mode": (
-        lambda: call(fn_if_not_exist="ignore"),
-        ValueError,
-        "`fn_if_not_exist` must be one of 'raise', 'pass', 'none', 'warn', but got "
-        "'ignore'",
-    ),
-    "an unknown mode, un-batched": (
-        lambda: call_all_fns(Count(), "step", fn_if_not_exist=cast(Any, None)),
-        ValueError,
-        "`fn_if_not_exist` must be one of",
-    ),
-    "no such method": (
-        lambda: call(fn_if_not_exist="raise"),
-        AttributeError,
-        "Plain at `a.1` has no method `step`",
-    ),
-    "no such method at the root": (
-        lambda: call_all_fns(Count(), "nothing"),
-        AttributeError,
-        "Count at the root `()` has no method `nothing`",
-    ),
-    "not callable": (
-        lambda: call([Count(), NotCallable()]),
-        TypeError,
-        "`step` of NotCallable at `1` is not callable, but a float",
-    ),
-    "no key": (
-        lambda: call([Count(), Draw(2)]),
-        ValueError,
-        "`step` of Draw at `1` needs a `key`, and none was given",
-    ),
-    "no key for a function": (
-        lambda: call(name=chorax.reset_parameters),
-        ValueError,
-        "`reset_parameters` needs a `key`, and none was given",
-    ),
-    "key twice": (
-        lambda: call(Draw(2), key=KEY, kwargs={"key": KEY}),
-        TypeError,
-        "`key` is given twice to `step` of Draw at the root `()`",
-    ),
-    "key twice, once by position": (
-        lambda: call(Positional(), key=KEY, args=(KEY,)),
-        TypeError,
-        "`key` is given twice to `step` of Positional",
-    ),
-    "no key at all": (
-        lambda: call(key="seed"),
-        TypeError,
-        "`key` must be a PRNG key, as `jax.random.key(0)` makes, or an array of them, "
-        "one a lane; got 'seed' of type str",
-    ),
-    "a float array for a key": (
-        lambda: call(key=jnp.zeros(2, jnp.float32)),
-        TypeError,
-        "got an array of dtype float32 and shape (2,)",
-    ),
-    "keys for other lanes": (
-        lambda: call(key=jax.random.split(KEY, 3)),
-        ValueError,
-        "one a lane: expected shape (4,), got (3,)",
-    ),
-    "legacy keys for other lanes": (
-        lambda: call(key=jax.random.split(jax.random.PRNGKey(0), 3)),
-        ValueError,
-        "one a lane: expected shape (4,), got (3,)",
-    ),
-    "a table of legacy keys": (
-        lambda: call(key=jax.random.key_data(jax.random.split(KEY, (4, 3)))),
-        ValueError,
-        "one a lane: expected shape (4,), got (4, 3)",
-    ),
-    "a legacy key of another shape": (
-        lambda: call(key=jnp.zeros((4, 3), jnp.uint32)),
-        ValueError,
-        f"a legacy one has shape {jax.random.key_data(KEY).shape}",
-    ),
-    "keys without lanes": (
-        lambda: call_all_fns(Draw(2), "step", key=jax.random.split(KEY, 3)),
-        ValueError,
-        "`key` must be one PRNG key, but got an array of them of shape (3,)",
-    ),
-    "a mapped leaf of another length": (
-        lambda: call(in_axes={"a": [None, Plain(None, 0)]}),
-        ValueError,
-        "`in_axes` maps `a.1.x` along axis 0, which must be `axis_size` = 4 long, but "
-        "it has 3 there: its shape is (3,)",
-    ),
-    "a mapped leaf without that axis": (
-        lambda: call(in_axes={"a": [None, Plain(None, 1)]}),
-        ValueError,
-        "`in_axes` maps `a.1.x` along axis 1, which must be `axis_size` = 4 long, but "
-        "it has no such axis: its shape is (3,)",
-    ),
-    "a mapped leaf that is no array": (
-        lambda: call([Constant(n=3)], in_axes=0),
-        ValueError,
-        "`in_axes` maps `0.n` along axis 0, but it is no array: 3 of type int",
-    ),
-    "axes of another structure": (
-        lambda: call(in_axes={"b": 0}),
-        ValueError,
-        "`in_axes` must be a prefix of the tree it describes, but they part at the "
-        "root `()`: a dict of ['b'] against a dict of ['a'].",
-    ),
-    "axes of another type": (
-        lambda: call(in_axes={"a": ["x", None]}),
-        TypeError,
-        "`in_axes` must hold `None`, integers and functions of a leaf, as in "
-        "`eqx.filter_vmap`, but has 'x' at `a.0`",
-    ),
-    "an axis that is a bool": (
-        lambda: call(in_axes={"a": [True, None]}),
-        TypeError,
-        "functions of a leaf, as in `eqx.filter_vmap`, but has True at `a.0`",
-    ),
-    "a mapped argument of another length": (
-        lambda: call(name="add", args=jnp.zeros(3), args_in_axes=0),
-        ValueError,
-        "`args_in_axes` maps `0` along axis 0, which must be `axis_size` = 4 long, but "
-        "it has 3 there",
-    ),
-    "a mapped keyword of another length": (
-        lambda: call(name="add", kwargs={"other": jnp.zeros(3)}, kwargs_in_axes=0),
-        ValueError,
-        "`kwargs_in_axes` maps `other` along axis 0",
-    ),
-    "axes for a keyword that is not there": (
-        lambda: call(name="add", args=1, kwargs_in_axes={"by": 0}),
-        ValueError,
-        "`kwargs_in_axes` names ['by'], but `kwargs` has only []",
-    ),
-    "chunks and a named axis": (
-        lambda: call(chunk_size=2, axis_name="lanes"),
-        ValueError,
-        "`chunk_size` and `axis_name` do not go together",
-    ),
-    "a chunk of nothing": (
-        lambda: call(chunk_size=0),
-        ValueError,
-        "`chunk_size` must be a positive integer, lanes at a time, but got 0",
-    ),
-    "where of another shape": (
-        lambda: call(where=jnp.ones(3, bool)),
-        ValueError,
-        "`where` must be a boolean array of shape (4,), one entry a lane, but its "
-        "shape is (3,)",
-    ),
-    "where of another dtype": (
-        lambda: call(where=jnp.ones(4, jnp.float32)),
-        TypeError,
-        "`where` must be a boolean array of shape (4,), one entry a lane, but its "
-        "dtype is float32",
-    ),
-    "where that is no array": (
-        lambda: call(where=True),
-        TypeError,
-        "one entry a lane, but got True of type bool",
-    ),
-    "a tag that is no string": (
-        lambda: call(state_tag=3),
-        TypeError,
-        "`state_tag` must be a `str` or `None`, but got 3 of type int",
-    ),
-    "has_aux that is no bool": (
-        lambda: call(has_aux=1),
-        TypeError,
-        "`has_aux` must be `True` or `False`, but got 1 of type int",
-    ),
-    "no node": (
-        lambda: call({"a": [jnp.ones(2), "text"]}),
-        ValueError,
-        "The target holds no `eqx.Module` to call anything on",
-    ),
-    "only plumbing": (
-        lambda: call(eqx.nn.StateIndex(jnp.zeros(2))),
-        ValueError,
-        "The target holds no `eqx.Module`",
-    ),
-    "two nodes of one name": (
-        lambda: call({"a.b": Count(), "a": {"b": Count()}}, has_aux=True),
-        ValueError,
-        "Two nodes have the dotted path `a.b`",
-    ),
-}
-
-
-class Positional(eqx.Module):
-    def step(self, key):
-        return self
-
-
-@pytest.mark.parametrize("name", sorted(CASES))
-def test_bad_use_raises_before_any_work(name):
-    make, kind, message = CASES[name]
-    RUNS.clear()
-    before = jtu.tree_leaves(NET)
-    with pytest.raises(kind, match=re.escape(message)) as info:
-        make()
-    assert type(info.value) is kind
-    assert not RUNS
-    assert all(x is y for x, y in zip(before, jtu.tree_leaves(NET), strict=True))
-
-
-RESULTS = {
-    "nothing": (
-        None,
-        False,
-        "`step` of Returns at `a` must return a Returns, but returned `None`. Return "
-        "the updated node, or `return self` if nothing changes.",
-    ),
-    "something else": (
-        3,
-        False,
-        "must return a Returns, but returned an int. Return the updated node",
-    ),
-    "another class": (Count(), False, "must return a Returns, but returned a Count."),
-    "a pair without has_aux": (
-        (1, 2),
-        False,
-        "To return `(node, aux)`, pass `has_aux=True`.",
-    ),
-    "no pair with has_aux": (
-        3,
-        True,
-        "`step` of Returns at `a` must return `(node, aux)`, since `has_aux=True`, but "
-        "returned an int.",
-    ),
-    "a pair of something else": (
-        (None, 2),
-        True,
-        "must return a Returns, but returned `None`.",
-    ),
-}
-
-
-@pytest.mark.parametrize("lanes", [None, 2])
-@pytest.mark.parametrize("name", sorted(RESULTS))
-def test_methods_must_return_a_node_of_their_class(name, lanes):
-    value, has_aux, message = RESULTS[name]
-    run: Any = call_all_fns if lanes is None else partial(call, axis_size=lanes)
-    with pytest.raises(TypeError, match=re.escape(message)):
-        run({"a": Returns(value)}, "step", has_aux=has_aux)
-
-
 def test_a_subclass_is_another_class():
     class Becomes(Count):
         def step(self):
@@ -378,47 +61,10 @@ def test_a_missing_method_is_warned_of():
     assert model["a"][1].child.x.shape == (4, 2)
 
 
-def test_a_bad_mode_is_an_error_even_if_no_method_is_missing():
-    with pytest.raises(ValueError, match="fn_if_not_exist"):
-        vmap_call_all_fns(
-            Count(), "step", axis_size=2, fn_if_not_exist=cast(Any, "skip")
-        )
-
-
-class Removes(eqx.Module):
-    child: Any
-
-    def step(self):
-        return replace(self, child=None)
-
-
-class Exchanges(eqx.Module):
-    child: Any
-
-    def step(self):
-        return replace(self, child=Constant())
-
-
 class Last(eqx.Module):
     @call_order(1)
     def step(self):
         return self
-
-
-@pytest.mark.parametrize("lanes", [None, 2])
-@pytest.mark.parametrize(
-    ("cls", "what"),
-    [(Removes, "removed it"), (Exchanges, "changed its class to Constant")],
-)
-def test_a_node_that_is_gone_names_both(cls, what, lanes):
-    tree = [Count(), Plain({"k": cls(Last())}, jnp.ones(1))]
-    run: Any = call_all_fns if lanes is None else partial(call, axis_size=lanes)
-    message = (
-        "`step` was still to be called on the Last at `1.child.k.child`, but the "
-        f"earlier call on the node at `1.child.k` {what}."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run(tree, "step", fn_if_not_exist="pass")
 
 
 def test_a_node_that_an_outer_call_removed_names_the_outer():
@@ -529,21 +175,6 @@ def test_what_is_shared_and_not_written_is_fine():
     assert shared_warnings([Box(0.5), Box(0.5)]) == []
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("lanes", [None, 2])
-def test_an_exception_keeps_its_type_and_gains_a_note(jit, lanes):
-    run: Any = call_all_fns if lanes is None else partial(call, axis_size=lanes)
-    run = eqx.filter_jit(run) if jit else run
-    tree = {"a": [Count(), Raises()]}
-    with pytest.raises(ZeroDivisionError, match="inside") as info:
-        run(tree, "step")
-    note = "Raised by `step` of Raises at `a.1`, in a collective call of chorax."
-    assert note in info.value.__notes__
-    # Nothing is left behind: the next good call works.
-    model, _ = call_all_fns(tree["a"][0], "step")
-    assert model.x.shape == (2,)
-
-
 def test_a_note_on_what_the_call_itself_gets_wrong():
     with pytest.raises(TypeError, match="unexpected keyword argument 'by'") as info:
         call(Count(), kwargs={"by": 1})
@@ -587,15 +218,6 @@ def test_the_first_to_fail_is_the_one_that_is_told():
 
     with pytest.raises(RuntimeError, match="unmarked"):
         call_all_fns([Marked("marked"), Fails("unmarked")], "step")
-
-
-def test_a_filter_that_raises_says_where():
-    def bad(x):
-        raise KeyError("no")
-
-    with pytest.raises(KeyError, match="no") as info:
-        call(node_to_exclude=bad)
-    assert "at `a.0`" in info.value.__notes__[0]
 
 
 WHERE = {
@@ -652,19 +274,6 @@ def test_where_can_not_keep_an_excluded_leaf_or_a_structure():
         call(Drops(jnp.ones(2)), where=where)
 
 
-@pytest.mark.usefixtures("needs_jit")
-def test_a_traced_static_field_is_refused():
-    class Static(eqx.Module):
-        x: jax.Array
-        n: Any = eqx.field(static=True, default=0)
-
-        def step(self):
-            return replace(self, n=self.x + 1)
-
-    with pytest.raises(TypeError, match="put a traced array into a static field"):
-        call_all_fns(Static(jnp.ones(())), "step")
-
-
 def test_a_property_that_raises_is_not_a_missing_method():
     class Broken(eqx.Module):
         @property
@@ -700,27 +309,6 @@ def test_a_field_may_be_called_module():
         module: Any
 
     assert replace(Wraps(1), module=2).module == 2
-
-
-def test_replace_wants_a_field():
-    message = "Count has no field `y`; its fields are `x`."
-    with pytest.raises(AttributeError, match=re.escape(message)):
-        replace(Count(), y=1)
-    with pytest.raises(TypeError, match="module"):
-        replace({"a": 1}, a=2)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize("level", [-1, 10, 99])
-def test_call_order_has_bounds(level):
-    with pytest.raises(ValueError, match=re.escape(f"in [0, 10), but got {level}")):
-        call_order(level)
-    assert call_order(level, check_order_boundary=False)(lambda x: x)
-
-
-@pytest.mark.parametrize("level", [1.0, "1", None, True])
-def test_call_order_takes_integers(level):
-    with pytest.raises(TypeError, match="level"):
-        call_order(level)
 
 
 def test_two_children_of_one_key():

@@ -14,6 +14,7 @@ import chorax
 import oracle
 from chorax import filters, lanes, replace
 from chorax.lanes import Ensemble
+from rows import quick
 
 
 LANES = 4
@@ -281,7 +282,10 @@ def test_a_call_under_jit(name):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("keys and an argument", 3), ("a keyword a lane", 1), ("other axes", 4)],
+    quick(
+        [("keys and an argument", 3), ("a keyword a lane", 1), ("other axes", 4)],
+        [("other axes", 4)],
+    ),
 )
 def test_chunks(name, size, lane_key):
     case, (net, axes) = CASES[name], made()
@@ -412,6 +416,7 @@ def is_jaxpr(x):
 # Inside of what users write around it
 
 
+@pytest.mark.slow
 def test_lanes_of_lanes(lane_key):
     keys = jax.random.split(lane_key, (2, LANES))
 
@@ -455,7 +460,7 @@ def test_time_and_lanes_in_scans_and_in_loops(lane_key):
             np.testing.assert_allclose(seen[t, lane], one.seen, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("mode", quick(["reverse", "forward"], ["reverse"]))
 def test_derivatives_are_those_by_hand(mode):
     net, axes = made()
     is_weight = filters.to_filter_spec(net, filters.PathContains("w"))
@@ -523,6 +528,7 @@ MODELS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_an_ensemble_of_five_answers_as_by_hand_and_one_by_one(name, lane_key):
     make, run, x = MODELS[name]

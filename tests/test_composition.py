@@ -128,6 +128,7 @@ def leaky_loss_by_hand(net, scale, key):
     return total
 
 
+@pytest.mark.slow
 def test_composition_with_grad(key):
     net = [Leaky(vector(i)) for i in range(3)]
     scale = jnp.asarray(0.3)
@@ -140,6 +141,7 @@ def test_composition_with_grad(key):
         np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_composition_with_vmap_and_scan(key):
     net = [Leaky(vector(i)) for i in range(2)]
     scales = jnp.array([0.1, 0.2, 0.3])

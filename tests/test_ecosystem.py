@@ -189,6 +189,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "make", "run", "x"), OTHERS.values(), ids=OTHERS)
 def test_ensembles_of_models_that_others_wrote(build, make, run, x, key):
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

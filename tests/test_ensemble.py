@@ -153,6 +153,7 @@ def test_it_wants_lanes(model, axes, text):
         lanes.Ensemble(model, axes)
 
 
+@pytest.mark.slow
 def test_gradients_and_optax(key):
     made = ensemble()
     x = jnp.ones(2)

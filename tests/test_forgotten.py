@@ -13,6 +13,7 @@ import pytest
 
 import chorax
 from chorax import call_all_fns, replace, vmap_call_all_fns
+from counts import compiled
 from stress import memories
 
 
@@ -251,18 +252,12 @@ def test_what_is_forgotten(name, request):
 
 def test_a_function_made_anew_is_not_compiled_anew():
     """It is traced again, but what comes of it is compiled already."""
-    compiled = []
-
-    def listen(event, duration_secs, **_):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     counts = []
-    for _ in range(3):
-        call_all_fns([node()], lambda node: replace(node, x=node.x * 3 - 1))
-        gc.collect()
-        counts.append(len(compiled))
+    with compiled() as programs:
+        for _ in range(3):
+            call_all_fns([node()], lambda node: replace(node, x=node.x * 3 - 1))
+            gc.collect()
+            counts.append(len(programs))
     assert counts[0] > 0
     assert counts == counts[:1] * 3
 

@@ -243,6 +243,7 @@ def test_inside_jit_with_traced_indices_and_masks():
     oracle.assert_same(stacked, jnp.stack([v[2], v[2]]))
 
 
+@pytest.mark.slow
 def test_inside_grad_vmap_and_scan():
     _, batched, delta = shared_net()
     diff, static = eqx.partition(batched, eqx.is_inexact_array)
@@ -325,6 +326,7 @@ def test_functions_that_constructors_make_anew():
         lanes.stack([one, other])
 
 
+@pytest.mark.slow
 def test_many_devices():
     program = """
 import jax, jax.numpy as jnp

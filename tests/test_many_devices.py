@@ -2,6 +2,7 @@
 nothing sent between devices."""
 
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -16,11 +17,13 @@ from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import chorax
+import counts
 import oracle
 import trees
 from calls import build, call, jits, maybe_jit, quiet, seeds
 from chorax import lanes, replace, vmap_call_all_fns
 from programs import COLLECTIVES, compiled, peak
+from rows import quick
 from trees import keys_of, shapes
 
 
@@ -32,8 +35,10 @@ pytestmark = [
     pytest.mark.usefixtures("needs_jit"),
 ]
 LANES = 16
-TYPES = pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
-JITS = pytest.mark.parametrize("jit", [False, True])
+TYPES = pytest.mark.parametrize(
+    "types", quick([AxisType.Auto, AxisType.Explicit], [AxisType.Explicit])
+)
+JITS = pytest.mark.parametrize("jit", quick([False, True], [True]))
 
 
 @pytest.fixture
@@ -125,17 +130,26 @@ def lanes_per_device(where):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "types"),
-    [
-        ("one axis", AxisType.Auto),
-        ("one axis", AxisType.Explicit),
-        ("lanes and model", AxisType.Auto),
-        ("lanes and model", AxisType.Explicit),
-        ("lanes come second", AxisType.Auto),
-        ("two axes of lanes", AxisType.Explicit),
-    ],
+    ("mesh", "types", "jit"),
+    quick(
+        [
+            (mesh, types, jit)
+            for mesh, types in (
+                ("one axis", AxisType.Auto),
+                ("one axis", AxisType.Explicit),
+                ("lanes and model", AxisType.Auto),
+                ("lanes and model", AxisType.Explicit),
+                ("lanes come second", AxisType.Auto),
+                ("two axes of lanes", AxisType.Explicit),
+            )
+            for jit in (False, True)
+        ],
+        [
+            ("one axis", AxisType.Explicit, False),
+            ("two axes of lanes", AxisType.Explicit, True),
+        ],
+    ),
 )
-@JITS
 def test_creation_and_reset(mesh, types, jit, key):
     where = MESHES[mesh](types)
 
@@ -184,8 +198,13 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-@JITS
+@pytest.mark.parametrize(
+    ("name", "jit"),
+    quick(
+        itertools.product(OPTIONS, (False, True)),
+        [(name, "argument" in name) for name in OPTIONS if "keyword" not in name],
+    ),
+)
 def test_options(name, jit, key):
     def run(net, key, **where):
         return vmap_call_all_fns(
@@ -199,7 +218,9 @@ def test_options(name, jit, key):
     oracle.assert_same(run(target, key), many(target, key, sharding=sharding()))
 
 
-@pytest.mark.parametrize("kind", ["many", "legacy", "many legacy", "numpy"])
+@pytest.mark.parametrize(
+    "kind", quick(["many", "legacy", "many legacy", "numpy"], ["many"])
+)
 def test_keys(kind, key, legacy_lane_key):
     keys: dict[str, Any] = {
         "many": jax.random.split(key, LANES),
@@ -342,6 +363,7 @@ def programs(where):
     }
 
 
+@pytest.mark.slow
 def test_a_device_does_an_eighth_and_waits_for_none():
     one = NamedSharding(jax.make_mesh((1,), ("lanes",)), P("lanes"))
     with jax.numpy_dtype_promotion("standard"):
@@ -370,7 +392,7 @@ def test_lanes_of_other_lengths_do_not_wait_for_each_other(key):
 
 
 def test_methods_run_once_and_programs_are_compiled_once(key):
-    runs, compiles = [], []
+    runs = []
 
     class Counted(eqx.Module):
         x: Any = None
@@ -379,18 +401,14 @@ def test_methods_run_once_and_programs_are_compiled_once(key):
             runs.append(1)
             return replace(self, x=jax.random.normal(key, (3,)))
 
-    def listen(event, duration_secs, **_):
-        if event.endswith("backend_compile_duration"):
-            compiles.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     target = [Counted() for _ in range(20)]
+    options: dict[str, Any] = {"key": key, "sharding": sharding()}
     for count in (1, 0, 0):
         runs.clear()
-        compiles.clear()
-        vmap_call_all_fns(target, "step", axis_size=LANES, key=key, sharding=sharding())
+        with counts.compiled() as programs:
+            vmap_call_all_fns(target, "step", axis_size=LANES, **options)
         assert len(runs) == count
-        assert bool(compiles) == bool(count)
+        assert bool(programs) == bool(count)
 
 
 class Wide(eqx.Module):
@@ -403,7 +421,7 @@ class Wide(eqx.Module):
         return replace(self, h=(jnp.outer(x, x) @ x)[:4])
 
 
-@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("spread", quick([False, True], [True]))
 def test_chunks_bound_what_a_device_holds(spread, key):
     def between(**options):
         def run(key):
@@ -422,6 +440,7 @@ def test_chunks_bound_what_a_device_holds(spread, key):
         assert held < 1.1 * whole * chunk_size / own
 
 
+@pytest.mark.slow
 def test_a_million_lanes_in_chunks_and_shards(key):
     count = 1_000_000
     model = eqx.nn.MLP(2, 1, 8, 1, key=key)
@@ -480,6 +499,7 @@ def test_what_is_spread_along_another_axis_stays_so(types, key):
     assert {x.data.shape for x in many.w.addressable_shards} == {(3,)}
 
 
+@pytest.mark.slow
 def test_a_target_on_one_device_is_taken_along(key):
     target = jax.device_put(eqx.nn.Linear(2, 3, key=key), jax.devices()[3])
     many, delta = vmap_call_all_fns(
@@ -541,6 +561,7 @@ def test_inside_a_jit_with_shardings(types, key):
     oracle.assert_same(found, expected.h)
 
 
+@pytest.mark.slow
 def test_inside_grad_vmap_scan_and_shapes(key):
     where = sharding()
 
@@ -649,6 +670,7 @@ def test_layouts_along_other_axes_stay(key):
     assert found["host"] is tree["host"]
 
 
+@pytest.mark.slow
 def test_without_jit_results_are_laid_out_too(key):
     with jax.disable_jit():
         many, delta = vmap_call_all_fns(
@@ -665,8 +687,13 @@ def test_without_jit_results_are_laid_out_too(key):
         assert {shard.data.shape[0] for shard in x.addressable_shards} == {1}
 
 
-@TYPES
-@JITS
+@pytest.mark.parametrize(
+    ("types", "jit"),
+    quick(
+        itertools.product((AxisType.Auto, AxisType.Explicit), (False, True)),
+        [(AxisType.Auto, True)],
+    ),
+)
 def test_lanes_are_taken_from_where_they_live(types, jit, key):
     where = sharding(types=types)
     one, delta = vmap_call_all_fns(net(), "init_state", axis_size=LANES, key=key)
@@ -689,6 +716,7 @@ def test_lanes_are_taken_from_where_they_live(types, jit, key):
     oracle.assert_same(twice, lanes.concatenate([one, one], delta))
 
 
+@pytest.mark.slow
 def test_an_ensemble_on_many_devices(key):
     made = vmap_call_all_fns(
         eqx.nn.MLP(2, 3, 8, 1, key=key),

@@ -55,11 +55,16 @@ def check(mistake: Mistake, jit: bool = False):
     assert [x.tolist() for x in jax.tree.leaves(model)] == [[0.0, 0.0]] * 2
 
 
+# A place is told by the same functions whatever was done there: by a node's path in an
+# error and in a note, and by a leaf's.
+EVERYWHERE = ["no such method", "an exception", "an excluded leaf with other values"]
 ROWS = [
     (name, place, jit)
     for name in (*ANYWHERE, *TRACED)
     for place in PLACES
-    for jit in ([False, True] if place in ("the root", "deep") else [False])
+    for jit in (False, True)
+    if (place, jit) in (("the root", False), ("deep", True))
+    or (name.startswith(tuple(EVERYWHERE)) and not jit)
 ]
 
 

@@ -14,6 +14,7 @@ WITH_CODE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_32_bits")
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_page(page, capsys):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
@@ -67,6 +68,7 @@ def assert_equal(left, right):
         assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.slow
 def test_an_ensemble_over_two_processes(tmp_path):
     run(tmp_path, "train", 2, 4)
     two = saved(tmp_path / "all_0.npz")
@@ -88,6 +90,7 @@ def test_an_ensemble_over_two_processes(tmp_path):
         assert_equal(saved(tmp_path / "loaded.npz"), two)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_saves(tmp_path):
     running = begin(tmp_path, "die", 2, 4)
     try:

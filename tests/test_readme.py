@@ -17,6 +17,7 @@ import chorax
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_32_bits")
 def test_code(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

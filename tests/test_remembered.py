@@ -1,6 +1,7 @@
 """The same call again, and calls on many nodes: how they run must not show."""
 
 import gc
+import itertools
 import warnings
 import weakref
 from typing import Any
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import counts
 import oracle
 from chorax import call_all_fns, replace, vmap_call_all_fns
 from models import Add, Draw
+from rows import quick
 
 
 class Toss(eqx.Module):
@@ -50,14 +53,8 @@ class Twice(eqx.Module):
 @pytest.fixture
 def compiled():
     """What XLA has compiled since the test began."""
-    events = []
-
-    def listen(event, duration_secs, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return events
+    with counts.compiled() as programs:
+        yield programs
 
 
 # Borders: of what one program does for all nodes, of the blocks in which arrays are
@@ -71,8 +68,13 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    ("count", "maker"),
+    quick(
+        itertools.product(COUNTS, MAKERS),
+        [(1, "draw"), (17, "twice"), *((n, "read") for n in COUNTS)],
+    ),
+)
 def test_any_number_of_nodes(maker, count, lane_key):
     net = [MAKERS[maker](i) for i in range(count)]
     keys = jax.random.split(lane_key, 2)
@@ -85,8 +87,13 @@ def test_any_number_of_nodes(maker, count, lane_key):
     oracle.assert_same(one, alone, exact=maker in ("draw", "read"))
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("count", [2, 3, 17])
+@pytest.mark.parametrize(
+    ("count", "maker"),
+    quick(
+        itertools.product([2, 3, 17], MAKERS),
+        [(2, "twice"), (3, "draw"), (17, "add"), (17, "read")],
+    ),
+)
 def test_any_number_of_nodes_in_jit(maker, count, lane_key):
     net = [MAKERS[maker](i) for i in range(count)]
     keys = jax.random.split(lane_key, 2)
@@ -99,7 +106,7 @@ def test_any_number_of_nodes_in_jit(maker, count, lane_key):
     oracle.assert_same(run(net, lane_key), expected, exact=maker in ("draw", "read"))
 
 
-@pytest.mark.parametrize("size", [8, 40_000])
+@pytest.mark.parametrize("size", quick([8, 40_000], [40_000]))
 def test_big_arrays(size, lane_key):
     """Beyond some bytes nodes run one by one; nobody can tell."""
     net = [Add(jnp.arange(float(size)) + i, jnp.ones(size)) for i in range(3)]
@@ -345,7 +352,9 @@ def test_bad_use_is_found_again():
         vmap_call_all_fns(net, "step", axis_size=3, in_axes=axes)
 
 
-def test_legacy_and_typed_keys_take_turns(key, legacy_key):
+@pytest.mark.slow
+def test_legacy_and_typed_keys_take_turns(legacy_key):
+    key = jax.random.key(0)
     net = [Draw(2) for _ in range(20)]
     for _ in range(2):
         typed, _ = vmap_call_all_fns(net, "step", axis_size=3, key=key)
@@ -358,7 +367,7 @@ def test_legacy_and_typed_keys_take_turns(key, legacy_key):
 
 
 @pytest.mark.parametrize("jit", [lambda f: f, eqx.filter_jit])
-@pytest.mark.parametrize("count", [2, 60])
+@pytest.mark.parametrize("count", quick([2, 60], [2]))
 def test_keys_that_draw_otherwise_in_a_batch(count, jit):
     """A batch of `rbg` keys draws by the first of them, so nodes keep to themselves."""
     rbg = jax.random.key(0, impl="rbg")
@@ -424,7 +433,7 @@ class Reads(eqx.Module):
         return replace(self, x=self.below.x + 1)
 
 
-@pytest.mark.parametrize("size", [3, 100_000])
+@pytest.mark.parametrize("size", quick([3, 100_000], [100_000]))
 def test_parents_of_small_nodes_and_of_big_ones(size, lane_key):
     net = [Reads(Add(jnp.zeros(size) + i, jnp.ones(size))) for i in range(3)]
     keys = jax.random.split(lane_key, 2)
@@ -436,6 +445,7 @@ def test_parents_of_small_nodes_and_of_big_ones(size, lane_key):
         oracle.assert_same(run(net), expected, exact=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", ["draw", "read", "add"])
 def test_programs_do_not_grow_with_nodes(maker, compiled, key):
     """Nor do those of few nodes outnumber those of many."""
@@ -452,11 +462,12 @@ def test_programs_do_not_grow_with_nodes(maker, compiled, key):
     assert 0 < few <= many <= few + 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_jit")
 def test_many_kinds_of_one_node_share_programs(compiled, key):
     def programs(count):
         jax.clear_caches()
-        net = [Draw(size) for size in range(1, count + 1)]
+        net = [Read(jnp.arange(float(size))) for size in range(1, count + 1)]
         before = len(compiled)
         vmap_call_all_fns(net, "step", axis_size=4, key=key)
         return len(compiled) - before
@@ -467,6 +478,7 @@ def test_many_kinds_of_one_node_share_programs(compiled, key):
     assert programs(30) == one + 1
 
 
+@pytest.mark.slow
 def test_kinds_that_compute_the_same_are_compiled_once(compiled, key):
     def programs(count):
         jax.clear_caches()
@@ -478,6 +490,7 @@ def test_kinds_that_compute_the_same_are_compiled_once(compiled, key):
     assert programs(60) == programs(120)
 
 
+@pytest.mark.slow
 def test_legacy_keys_of_many_nodes(legacy_lane_key):
     net = [Draw(3) for _ in range(20)]
     batched, _ = vmap_call_all_fns(net, "step", axis_size=3, key=legacy_lane_key)

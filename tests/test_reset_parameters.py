@@ -13,26 +13,17 @@ import chorax
 import oracle
 from chorax import lanes
 from layers import layer_classes, LAYERS
+from rows import quick
 
 
 LINEAR = {
-    "plain": (3, 4),
-    "no bias": (3, 4, False),
-    "scalar in": ("scalar", 4),
-    "scalar out": (3, "scalar"),
     "no input": (0, 2),
-    "half": (3, 4, True, jnp.float16),
-    "bfloat": (3, 4, True, jnp.bfloat16),
-    "complex": (3, 4, True, jnp.complex64),
 }
 MLP = {
-    "plain": {"depth": 2},
-    "shallow": {"depth": 0},
     "one": {"depth": 1},
     "scan": {"depth": 3, "scan": True},
     "no bias": {"depth": 2, "use_bias": False},
     "no final bias": {"depth": 2, "use_final_bias": False},
-    "half": {"depth": 2, "dtype": jnp.float16},
 }
 
 
@@ -71,6 +62,7 @@ def test_an_ensemble_is_what_the_constructor_makes_in_every_lane():
     assert out.shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_leading_axes_are_kept_with_draws_of_their_own():
     old, new = keys()
     stack = eqx.filter_vmap(lambda k: eqx.nn.Linear(2, 2, key=k))(
@@ -199,7 +191,13 @@ def with_structure_of(layer: Any, built: Any) -> Any:
     return jtu.tree_unflatten(jtu.tree_structure(layer), jtu.tree_leaves(built))
 
 
-@pytest.mark.parametrize("name", [n for n in LAYERS if n.split()[0] not in AROUND])
+@pytest.mark.parametrize(
+    "name",
+    quick(
+        [n for n in LAYERS if n.split()[0] not in AROUND],
+        ["Linear", "BatchNorm"],
+    ),
+)
 def test_every_lane_is_what_the_constructor_makes(name, lane_key):
     old, new = jax.random.split(lane_key)
     layer = LAYERS[name](old)
@@ -223,14 +221,17 @@ def test_every_lane_is_what_the_constructor_makes(name, lane_key):
 
 def test_every_layer_with_parameters_has_a_rule(key):
     default = chorax.reset_parameters.dispatch(object)
+    classes: set[str] = set()
     for name, build in LAYERS.items():
-        layer = build(key)
-        has_parameters = any(map(eqx.is_inexact_array, jtu.tree_leaves(layer)))
+        layer: Any = eqx.filter_eval_shape(build, key)
+        dtypes = [x.dtype for x in jtu.tree_leaves(layer) if hasattr(x, "dtype")]
+        has_parameters = any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
         is_container = isinstance(layer, eqx.nn.Sequential | eqx.nn.Shared)
         is_rotary = isinstance(layer, eqx.nn.RotaryPositionalEmbedding)
         if (has_parameters and not is_container) or is_rotary:
             assert chorax.reset_parameters.dispatch(type(layer)) is not default, name
-    assert {type(build(key)).__name__ for build in LAYERS.values()} == layer_classes()
+        classes.add(type(layer).__name__)
+    assert classes == layer_classes()
 
 
 def test_weight_norm_follows_the_new_weights(lane_key):
@@ -253,6 +254,7 @@ def test_weight_norm_follows_the_new_weights(lane_key):
             assert member.g.shape == layer.g.shape
 
 
+@pytest.mark.slow
 def test_spectral_norm_starts_from_the_new_weights(lane_key):
     old, new = jax.random.split(lane_key)
     for name in ("SpectralNorm", "SpectralNorm of Conv2d"):
@@ -278,7 +280,7 @@ STACKS += ["SpectralNorm", "WeightNorm", "WeightNorm over all", "Linear of scala
 STACKS += ["WeightNorm along another axis"]
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", quick(STACKS, ["LayerNorm", "WeightNorm"]))
 def test_stacks_of_layers_keep_their_leading_axes(name):
     old, new = keys()
     stack = eqx.filter_vmap(LAYERS[name])(jax.random.split(old, 4))

@@ -13,18 +13,20 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 import pytest
-from sklearn.datasets import load_digits
 
 import batchnorm_net
 import chorax
 import oracle
 from chorax import lanes
+from rows import quick
 
 
 MEMBERS = 5
 
 
 def data():
+    from sklearn.datasets import load_digits  # Takes seconds to import.
+
     images, labels = load_digits(return_X_y=True)
     images = jnp.asarray((images / 16.0).reshape(-1, 1, 8, 8))
     labels = jnp.asarray(labels)
@@ -107,6 +109,7 @@ np.save(sys.argv[1] + "/out.npy", jax.nn.softmax(call(model, states, x)[0]))
 """
 
 
+@pytest.mark.slow
 def test_an_ensemble_trains_and_is_loaded_in_another_process(key, tmp_path):
     images, labels, test_images, test_labels = data()
     _, batched, delta, states, _ = make(key)
@@ -144,6 +147,7 @@ def test_an_ensemble_trains_and_is_loaded_in_another_process(key, tmp_path):
     oracle.assert_same(jnp.asarray(np.load(tmp_path / "out.npy")), probabilities)
 
 
+@pytest.mark.slow
 def test_every_member_is_the_network_alone(key):
     images, labels, test_images, _ = data()
     _, batched, delta, states, state_axes = make(key)
@@ -156,6 +160,7 @@ def test_every_member_is_the_network_alone(key):
         np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inference_mode_of_an_ensemble(key):
     images, *_ = data()
     _, batched, delta, states, state_axes = make(key)
@@ -171,7 +176,7 @@ def test_inference_mode_of_an_ensemble(key):
     assert any(bool((a != b).any()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("mode", ["batch", "ema"])
+@pytest.mark.parametrize("mode", quick(["batch", "ema"], ["ema"]))
 def test_states_made_from_the_ensemble(mode, key):
     # While the statistics are a part of the layers they are drawn with them, so the
     # state of the ensemble has lanes as it is.

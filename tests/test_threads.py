@@ -132,6 +132,7 @@ def test_one_model_with_many_keys(key):
             oracle.assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_models_of_their_own():
     """Each of another structure and other classes, so that all is found anew."""
     expected = [
@@ -144,6 +145,7 @@ def test_models_of_their_own():
             oracle.assert_same(oracle.leaves_by_path(one), other)
 
 
+@pytest.mark.slow
 def test_options_of_their_own(key):
     net = [Scale(jnp.zeros((4, 3)), 2.0), Scale(jnp.ones((4, 3)), 3.0)]
     axes: Any = [Scale(0, None), Scale(0, None)]
@@ -240,6 +242,7 @@ class Mixed(eqx.Module):
         return replace(self, y=self.x @ self.x + self.n)
 
 
+@pytest.mark.slow
 def test_settings_of_their_own():
     """Promotion, precision and how a call is run, each in the thread that says so."""
     net = [Mixed(jnp.eye(3) * i, jnp.ones((3, 3), jnp.int32)) for i in range(3)]
@@ -288,6 +291,7 @@ def test_settings_of_their_own():
                 oracle.assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_some_threads_call_inside_of_jit(key):
     """Nothing that one thread traces is seen by another."""
     net = fresh(1)
@@ -303,6 +307,7 @@ def test_some_threads_call_inside_of_jit(key):
         oracle.assert_same(one, expected[i % 2])
 
 
+@pytest.mark.slow
 def test_each_warning_is_that_threads_own():
     """In a process without the import hook of the tests, under which beartype catches
     warnings, those of other threads too."""
@@ -341,6 +346,7 @@ def warn_in_threads():
         assert sorted(rows) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_functions_that_come_and_go(key):
     """What was traced with a function goes with it, whoever is reading meanwhile."""
     net = [Add(jnp.arange(3.0), jnp.ones(3))]
@@ -384,6 +390,7 @@ def test_rules_that_come_and_go():
     at_once(run, 3)
 
 
+@pytest.mark.slow
 def test_layers_are_drawn_as_in_one_thread(key):
     model = [eqx.nn.Linear(2, 2, use_bias=False, key=key) for _ in range(2)]
     keys = jax.random.split(key, THREADS)
@@ -406,6 +413,7 @@ class Sized(eqx.Module):
         return replace(self, v=jnp.zeros(3 + by))
 
 
+@pytest.mark.slow
 def test_annotations_bind_in_each_thread():
     net = {"a": [Sized(jnp.ones(3), jnp.ones(3))]}
 

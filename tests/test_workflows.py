@@ -9,7 +9,6 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 import pytest
-from sklearn.datasets import load_digits
 
 import chorax
 import oracle
@@ -60,6 +59,8 @@ class Net(eqx.Module):
 
 
 def digits():
+    from sklearn.datasets import load_digits  # Takes seconds to import.
+
     x, y = load_digits(return_X_y=True)
     # Eight rows of eight pixels: a sequence in time.
     return jnp.asarray(x[:32].reshape(32, 8, 8) / 16.0), jnp.asarray(y[:32])
@@ -112,6 +113,7 @@ def lenient():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lenient")
 def test_batched_states_over_shared_weights_train():
     """States made inside jit at every step, a time loop over the states alone, inside
@@ -141,6 +143,7 @@ def test_batched_states_over_shared_weights_train():
     np.testing.assert_allclose(our_losses[:5], losses[:5], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_shared_weights():
     x, y = digits()
     net, key = Net(key=jax.random.key(0)), jax.random.key(5)

@@ -20,11 +20,13 @@ import numpy as np
 from hypothesis import strategies as st
 from jax.extend.random import define_prng_impl
 
-from chorax import call_order, replace
+from chorax import call_order, lanes, replace
 
 
 T = TypeVar("T")
 LANES = 3
+# Of an ensemble inside of a tree.
+MEMBERS = 2
 
 
 def mixed(x):
@@ -263,7 +265,8 @@ def numbers(shape, dtype):
     def make(i):
         count = int(np.prod(shape))
         values = (np.arange(count) + i) % 4
-        return jnp.asarray(values.reshape(shape)).astype(dtype)
+        # By NumPy, so that nothing is compiled for it.
+        return jnp.asarray(values.reshape(shape).astype(dtype))
 
     return make
 
@@ -318,6 +321,19 @@ CONTAINERS = {
     "empty": lambda below: [[], {}, (), None, *below],
 }
 
+
+def ensemble(below, choices):
+    """Two members that differ in their numbers, with their lanes along these axes."""
+    batched, axes, _ = with_lanes([*below, jnp.arange(2.0)], choices, MEMBERS)
+    return lanes.Ensemble(batched, axes if jtu.tree_leaves(axes) else eqx.if_array(0))
+
+
+ENSEMBLES = {
+    "in front": [0],
+    "behind": [-1],
+    "here and there": [1, 0, None, -1],
+}
+
 leaf_names = st.sampled_from(sorted(LEAVES))
 array_names = st.sampled_from(sorted(ARRAYS))
 
@@ -341,6 +357,7 @@ def parts_of(actions):
     around = st.one_of(
         nodes,
         st.tuples(st.just("container"), st.sampled_from(sorted(CONTAINERS))),
+        st.tuples(st.just("ensemble"), st.sampled_from(sorted(ENSEMBLES))),
     )
     return st.recursive(
         single,
@@ -376,6 +393,8 @@ def build(shape, with_labels=False):
         children = [make(x) for x in below]
         if what[0] == "container":
             return CONTAINERS[what[1]](children)
+        if what[0] == "ensemble":
+            return ensemble(children, ENSEMBLES[what[1]])
         _, action, level, form, x, w = what
         label = f"node {i}" if with_labels else None
         cls = node_class(action, level, form)
@@ -389,7 +408,7 @@ def build(shape, with_labels=False):
 axis_choices = st.lists(st.sampled_from([None, 0, 0, 1, -1]), min_size=1, max_size=5)
 
 
-def with_lanes(tree, choices):
+def with_lanes(tree, choices, size=LANES):
     """A batched model, and the lane axis of each leaf as a tree and in a list."""
     leaves, structure = jtu.tree_flatten(tree)
     out, axes = [], []
@@ -401,7 +420,7 @@ def with_lanes(tree, choices):
         if axis is None:
             out.append(x)
         elif isinstance(x, np.ndarray):
-            out.append(np.stack([x + i for i in range(LANES)], axis).astype(x.dtype))
+            out.append(np.stack([x + i for i in range(size)], axis).astype(x.dtype))
         else:
-            out.append(jnp.stack([bump(x, i) for i in range(LANES)], axis))
+            out.append(jnp.stack([bump(x, i) for i in range(size)], axis))
     return jtu.tree_unflatten(structure, out), jtu.tree_unflatten(structure, axes), axes

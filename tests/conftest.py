@@ -32,8 +32,6 @@ if os.environ.get("CHECK_TYPES"):
     _TYPES = install_import_hook("chorax", "beartype.beartype")
 with _TYPES:
     import chorax  # noqa: F401
-from trees import MIXED  # noqa: E402
-
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -61,6 +59,8 @@ settings.load_profile("quick")
 @pytest.fixture
 def key() -> jax.Array:
     """Of the default kind, or of one that is cheap to compile where that is JAX's."""
+    from trees import MIXED  # Not before the profile is known.
+
     default = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
     return jax.random.key(0, impl=MIXED if default == "threefry2x32" else default)
 
@@ -76,6 +76,8 @@ def legacy_key():
 def lane_key() -> jax.Array:
     """For what compares lanes with calls on their own: whatever the default is, a batch
     of such keys draws what each of them draws. A batch of `rbg` keys does not."""
+    from trees import MIXED
+
     return jax.random.key(0, impl=MIXED)
 
 

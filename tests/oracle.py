@@ -57,7 +57,7 @@ def call(target, name, args=(), key=None, skip=no_node, watch=unwatched):
         new, rows = call_members(node, levels, run, own)
         target = put(target, path, new)
         for level, axes in zip(levels, rows, strict=True):
-            ensemble = get(target, level.path)
+            ensemble: Any = get(target, level.path)
             inside = path[len(level.path) + 1 :]
             now = {(*inside, *p): axis for p, axis in axes.items()}
             mapped = {p: axis for p, axis in ensemble.mapped if p not in now} | now
@@ -124,7 +124,7 @@ def call_members(node, levels, run, key):
         if not eqx.is_array(value):
             return value, [None] * len(levels)
         axes = [level.axes.get(path) for level in levels]
-        was = first.get(path)
+        was: Any = first.get(path)
         if None in axes or not eqx.is_array(was) or was.ndim != value.ndim:
             axes = [0] * len(levels)
         x = jnp.stack([jnp.asarray(new[path]) for new in news])

@@ -58,19 +58,11 @@ def with_touch(cls: type) -> Any:
 def ways(node: Any) -> list[Any]:
     """Each way of calling: the check has to be made, and come out the same, in all."""
 
-    def call(x):
-        return chorax.call_all_fns(x, touch)[0]
-
     def vmapped(x):
         return chorax.vmap_call_all_fns(x, touch, axis_size=5)[0]
 
-    def plain(x):
-        with jax.disable_jit():
-            return call(x)
-
     return [
         lambda: eqx.filter_eval_shape(vmapped, node),
-        lambda: plain(node),
         lambda: chorax.check_annotations(node),
     ]
 

@@ -18,6 +18,7 @@ import chorax
 from benchmarks import models
 from chorax import lanes
 from counts import compiled, executed
+from rows import quick
 
 
 pytestmark = pytest.mark.usefixtures("needs_jit")
@@ -112,9 +113,20 @@ def assert_costs(found, expected):
         assert found <= expected
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_costs(case, traced, lane_key):
-    run, expected = work(*case, lane_key), CASES[case]
+QUICK = [
+    ("create", 12, 5),
+    ("create", 60, 2),
+    ("kinds by class", 3, 2),
+    ("kinds by shape", 3, 2),
+    ("blocks", 2, 2),
+    ("chain", 3, 2),
+]
+
+
+@pytest.mark.parametrize(("task", "nodes", "size"), quick(CASES, QUICK))
+def test_costs(task, nodes, size, traced, lane_key):
+    run = work(task, nodes, size, lane_key)
+    expected = CASES[task, nodes, size]
     jax.clear_caches()
     with compiled() as programs:
         run()
@@ -142,8 +154,8 @@ def test_a_reset_by_the_same_method_costs_a_lookup(traced, lane_key):
     )
     with compiled() as programs:
         again()
-    assert len(programs) <= 1
-    assert len(traced) <= 1
+    assert programs == []
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("nodes", [2, 20])
@@ -172,13 +184,15 @@ def test_an_ensembles_forward_pass_is_the_one_written_by_hand(lane_key):
             return call(eqx.combine(arrays, static), x)
 
         lowered = jax.jit(forward).lower(arrays, x)
-        # Where in the source an operation comes from is told in its metadata.
-        optimised = re.sub(r", metadata=\{[^}]*\}", "", lowered.compile().as_text())
-        head, *rest = optimised.split("\n\nFileNames")
-        return lowered.as_text(), head
+        # Without where in the source an operation comes from.
+        text = re.sub(r", metadata=\{[^}]*\}", "", lowered.compile().as_text())
+        tables = r"^(FileNames|FunctionNames|FileLocations|StackFrames)\n(.+\n)*"
+        return lowered.as_text(), re.sub(tables, "", text, flags=re.MULTILINE).strip()
 
-    axes = eqx.filter_vmap(lambda m, x: m(x), in_axes=(eqx.if_array(0), None))
-    by_hand = program(axes)
+    over_lanes = functools.partial(eqx.filter_vmap, in_axes=(eqx.if_array(0), None))
+    by_hand = program(over_lanes(lambda m, x: m(x)))
+    assert all("dot" in text for text in by_hand)
+    assert program(over_lanes(lambda m, x: m(x) + 1))[1] != by_hand[1]
     assert program(lambda m, x: chorax.replace(ensemble, model=m)(x)) == by_hand
     in_axes = (delta.in_axes, None)
     assert program(eqx.filter_vmap(lambda m, x: m(x), in_axes=in_axes)) == by_hand

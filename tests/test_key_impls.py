@@ -45,6 +45,7 @@ def lanes_of(net, key, **options):
     return vmap_call_all_fns(net, "step", axis_size=2, key=key, **options)[0]
 
 
+@pytest.mark.slow
 @IMPLS
 @JITS
 def test_without_lanes_draws_go_by_path_alone(impl, jit):

@@ -421,6 +421,7 @@ class Wide(eqx.Module):
         return replace(self, h=(jnp.outer(x, x) @ x)[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", quick([False, True], [True]))
 def test_chunks_bound_what_a_device_holds(spread, key):
     def between(**options):
@@ -687,6 +688,7 @@ def test_without_jit_results_are_laid_out_too(key):
         assert {shard.data.shape[0] for shard in x.addressable_shards} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("types", "jit"),
     quick(

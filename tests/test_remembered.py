@@ -72,7 +72,7 @@ MAKERS = {
     ("count", "maker"),
     quick(
         itertools.product(COUNTS, MAKERS),
-        [(1, "draw"), (17, "twice"), *((n, "read") for n in COUNTS)],
+        [(1, "draw"), *((n, "read") for n in COUNTS)],
     ),
 )
 def test_any_number_of_nodes(maker, count, lane_key):
@@ -120,9 +120,10 @@ def test_big_arrays(size, lane_key):
         oracle.assert_same(run(net), expected, exact=False)
 
 
+@pytest.mark.slow
 def test_lanes_in_any_number(lane_key):
     net = [Toss() for _ in range(20)]
-    for lanes in (1, 3, 5_000):
+    for lanes in (1, 5_000):
         model, _ = vmap_call_all_fns(net, "step", axis_size=lanes, key=lane_key)
         last = jax.random.split(lane_key, lanes)[-1]
         expected: Any = oracle.call(net, "step", key=last)

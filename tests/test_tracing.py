@@ -645,6 +645,7 @@ def test_chains_of_nodes(key):
     assert len(delta.paths) == 40
 
 
+@pytest.mark.slow
 def test_deep_trees_need_no_recursion():
     tree = Link(jnp.ones(()))
     for _ in range(900):

@@ -246,6 +246,7 @@ def test_wrappers_are_the_calls_under_their_names(name, call, batched):
         call(tree, a, b=b, c=1, **options)
 
 
+@pytest.mark.slow
 def test_a_method_may_make_a_collective_call_itself():
     class Inner(eqx.Module):
         x: Any = None

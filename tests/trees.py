@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from jax.extend.random import define_prng_impl
 
 from chorax import call_order, lanes, replace
@@ -364,7 +364,7 @@ def parts_of(actions):
         lambda inner: st.tuples(
             around, st.lists(inner, min_size=1, max_size=3).map(tuple)
         ),
-        max_leaves=6,
+        max_leaves=6 if settings.default.max_examples > 10 else 4,  # pyright: ignore[reportOptionalMemberAccess]
     )
 
 

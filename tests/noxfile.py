@@ -3,10 +3,13 @@
     nox -f tests/noxfile.py                       # All of it.
     nox -f tests/noxfile.py -s tests              # Versions of Python and packages.
     nox -f tests/noxfile.py -s "strict(rbg)"      # One setting.
+    nox -f tests/noxfile.py -s as_users           # All tests, as XLA compiles for users.
+    nox -f tests/noxfile.py -s thorough           # The laws on 2,000 models each.
     nox -f tests/noxfile.py --list
 
-What follows `--` goes to pytest. `tests` makes environments of its own; `strict` runs
-in the one that is active, where `pip install -e ".[test]"` has been.
+All of them run what `pytest` leaves out as slow, and each law on 60 models. What follows
+`--` goes to pytest. `tests` makes environments of its own; `strict`, `as_users` and
+`thorough` run in the one that is active, where `pip install -e ".[test]"` has been.
 """
 
 import tomllib
@@ -36,31 +39,48 @@ SETTINGS = {
     "unsafe_rbg": {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"},
     "disable_jit": {"JAX_DISABLE_JIT": "1"},
 }
+EVERYTHING = ["-m", "slow or not slow", "--hypothesis-profile=laws"]
+LAWS = ["tests/test_laws.py", "tests/test_option_laws.py"]
 nox.options.error_on_missing_interpreters = True
 
 
 @nox.session
 @nox.parametrize("python,versions", MATRIX, ids=["-".join(x) for x in MATRIX])
 def tests(session: nox.Session, versions: str) -> None:
-    """The suite, in an environment of its own."""
+    """All tests, in an environment of their own."""
     run_suite(session, versions)
 
 
 @nox.session(default=False)
 def oldest(session: nox.Session) -> None:
-    """The suite on the oldest packages, with the Python that runs this."""
+    """All tests on the oldest packages, with the Python that runs this."""
     run_suite(session, "oldest")
 
 
 def run_suite(session: nox.Session, versions: str) -> None:
     session.chdir(ROOT)
     session.install("-e", ".[test]", *VERSIONS[versions])
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *EVERYTHING, *session.posargs)
 
 
 @nox.session(venv_backend="none")
 @nox.parametrize("setting", list(SETTINGS), ids=list(SETTINGS))
 def strict(session: nox.Session, setting: str) -> None:
-    """The suite, under a setting of JAX."""
+    """All tests, under a setting of JAX."""
     session.chdir(ROOT)
-    session.run("pytest", *session.posargs, env=SETTINGS[setting])
+    session.run("pytest", *EVERYTHING, *session.posargs, env=SETTINGS[setting])
+
+
+@nox.session(venv_backend="none", default=False)
+def as_users(session: nox.Session) -> None:
+    """All tests, compiled as for users, with the types of arguments checked."""
+    session.chdir(ROOT)
+    env = {"XLA_FLAGS": "--xla_backend_optimization_level=3", "CHECK_TYPES": "1"}
+    session.run("pytest", *EVERYTHING, *session.posargs, env=env)
+
+
+@nox.session(venv_backend="none", default=False)
+def thorough(session: nox.Session) -> None:
+    """Each law on 2,000 random models; it takes hours."""
+    session.chdir(ROOT)
+    session.run("pytest", "--hypothesis-profile=thorough", *LAWS, *session.posargs)

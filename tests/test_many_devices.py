@@ -442,8 +442,10 @@ def test_chunks_bound_what_a_device_holds(spread, key):
 
 
 @pytest.mark.slow
-def test_a_million_lanes_in_chunks_and_shards(key):
+def test_a_million_lanes_in_chunks_and_shards():
     count = 1_000_000
+    # Bit for bit: XLA may round what it fuses with the fixture's cheap draws otherwise.
+    key = jax.random.key(0, impl="threefry2x32")
     model = eqx.nn.MLP(2, 1, 8, 1, key=key)
     many, delta = vmap_call_all_fns(
         model,

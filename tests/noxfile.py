@@ -3,13 +3,13 @@
     nox -f tests/noxfile.py                       # All of it.
     nox -f tests/noxfile.py -s tests              # Versions of Python and packages.
     nox -f tests/noxfile.py -s "strict(rbg)"      # One setting.
-    nox -f tests/noxfile.py -s as_users           # All tests, as XLA compiles for users.
+    nox -f tests/noxfile.py -s as_users           # Compiled as it is for users.
     nox -f tests/noxfile.py -s thorough           # The laws on 2,000 models each.
     nox -f tests/noxfile.py --list
 
-All of them run what `pytest` leaves out as slow, and each law on 60 models. What follows
-`--` goes to pytest. `tests` makes environments of its own; `strict`, `as_users` and
-`thorough` run in the one that is active, where `pip install -e ".[test]"` has been.
+All of them run what `pytest` leaves out as slow, and each law on 60 models. What
+follows `--` goes to pytest. `tests` makes environments of its own; `strict`, `as_users`
+and `thorough` run in the one that is active, where `pip install -e ".[test]"` has been.
 """
 
 import tomllib

@@ -1,18 +1,15 @@
-"""Annotations of layers and models that others wrote."""
+"""Annotations of layers and models that others wrote, whose packages are imported late:
+each takes a while."""
 
 import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
-import flowjax.distributions
-import flowjax.flows
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import lineax
 import pytest
 
 import chorax
@@ -27,8 +24,6 @@ def part_of_equimo(*names: str) -> Any:
     raise ImportError(f"None of {names} is there.")
 
 
-models = part_of_equimo("equimo.vision.models", "equimo.models")
-norm = part_of_equimo("equimo.core.layers.norm", "equimo.layers.norm")
 SIZE = 5
 
 
@@ -42,6 +37,7 @@ def batch(model: Any) -> Any:
 
 
 def vision_transformer(key: jax.Array) -> Any:
+    models = part_of_equimo("equimo.vision.models", "equimo.models")
     return models.VisionTransformer(
         img_size=8,
         in_channels=1,
@@ -56,6 +52,9 @@ def vision_transformer(key: jax.Array) -> Any:
 
 
 def flow(key: jax.Array) -> Any:
+    import flowjax.distributions
+    import flowjax.flows
+
     base = flowjax.distributions.Normal(jnp.zeros(3))
     build = flowjax.flows.masked_autoregressive_flow
     with jax.numpy_rank_promotion("allow"):  # Its own code is less strict.
@@ -63,6 +62,8 @@ def flow(key: jax.Array) -> Any:
 
 
 def cubic(key: jax.Array) -> Any:
+    import diffrax
+
     times = jnp.linspace(0.0, 1.0, 6)
     points = {"a": jax.random.normal(key, (6, 2)), "b": jax.random.normal(key, (6,))}
     coefficients = diffrax.backward_hermite_coefficients(times, points)
@@ -70,6 +71,8 @@ def cubic(key: jax.Array) -> Any:
 
 
 def solution(key: jax.Array) -> Any:
+    import diffrax
+
     return diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: -y),
         diffrax.Tsit5(),
@@ -82,12 +85,15 @@ def solution(key: jax.Array) -> Any:
 
 
 def operators(key: jax.Array) -> Any:
+    import lineax
+
     diagonal, off = jax.random.normal(key, (4,)), jnp.ones(3)
     matrix = lineax.MatrixLinearOperator(jnp.eye(4))
     return matrix + lineax.TridiagonalLinearOperator(diagonal, off, off)
 
 
 def norms(key: jax.Array) -> Any:
+    norm = part_of_equimo("equimo.core.layers.norm", "equimo.layers.norm")
     return [norm.RMSNormGated(4), norm.LayerScale(4, axis=1, init_values=0.1)]
 
 

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-import pdequinox
 import pytest
 import safetensors.numpy
 import treescope
@@ -55,6 +53,8 @@ def test_serialise_leaves(tmp_path):
 
 
 def test_orbax(tmp_path):
+    import orbax.checkpoint as ocp
+
     model, delta = called()
     saved = {
         path: jax.random.key_data(x) if path.endswith("key") else x
@@ -76,6 +76,8 @@ def test_orbax(tmp_path):
 
 
 def test_orbax_keeps_a_delta_as_the_tree_it_is(tmp_path):
+    import orbax.checkpoint as ocp
+
     _, delta = called()
     delta = delta.select(lambda path, x: path[-1] == "v")
     with ocp.StandardCheckpointer() as checkpointer:
@@ -157,6 +159,8 @@ def test_treescope():
 
 
 def resnet(key):
+    import pdequinox
+
     return pdequinox.arch.ClassicResNet(
         1, 2, 1, hidden_channels=4, num_blocks=2, activation=jax.nn.relu, key=key
     )

@@ -280,7 +280,9 @@ STACKS += ["SpectralNorm", "WeightNorm", "WeightNorm over all", "Linear of scala
 STACKS += ["WeightNorm along another axis"]
 
 
-@pytest.mark.parametrize("name", quick(STACKS, ["LayerNorm", "WeightNorm"]))
+@pytest.mark.parametrize(
+    "name", quick(STACKS, ["LayerNorm", "BatchNorm", "WeightNorm"])
+)
 def test_stacks_of_layers_keep_their_leading_axes(name):
     old, new = keys()
     stack = eqx.filter_vmap(LAYERS[name])(jax.random.split(old, 4))

@@ -18,6 +18,7 @@ import batchnorm_net
 import chorax
 import oracle
 from chorax import lanes
+from rows import quick
 
 
 MEMBERS = 5
@@ -175,8 +176,7 @@ def test_inference_mode_of_an_ensemble(key):
     assert any(bool((a != b).any()) for a, b in pairs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["batch", "ema"])
+@pytest.mark.parametrize("mode", quick(["batch", "ema"], ["ema"]))
 def test_states_made_from_the_ensemble(mode, key):
     # While the statistics are a part of the layers they are drawn with them, so the
     # state of the ensemble has lanes as it is.

@@ -480,6 +480,7 @@ def test_check_annotations_wants_lanes_that_agree():
         chorax.check_annotations(Cell(f(3, 4), f(3)), in_axes=Cell(2, None))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_the_scope_of_a_check_does_not_reach_into_methods(tmp_path):
     # In a process of its own, since the tests' import hook has scopes of its own.
     program = """

@@ -25,6 +25,7 @@ def ensemble(count=4):
     return lanes.Ensemble(*lanes.stack(mlps(count)))
 
 
+@pytest.mark.slow
 def test_calling_it_calls_every_member():
     x, xs = jnp.ones(2), jnp.arange(8.0).reshape(4, 2)
     out = ensemble()(x)
@@ -391,6 +392,7 @@ def test_reset_parameters_inside_an_ensemble(lane_key):
             oracle.assert_same(found, built.layers[1].weight)
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_calls_inside(key):
     def loss(w):
         made = lanes.Ensemble(Neuron(w), eqx.if_array(0))

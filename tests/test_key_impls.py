@@ -54,6 +54,7 @@ def test_without_lanes_draws_go_by_path_alone(impl, jit):
     oracle.assert_same(run(net(), key), oracle.call(net(), "step", key=key))
 
 
+@pytest.mark.slow
 @IMPLS
 @JITS
 def test_lanes_draw_what_vmap_by_hand_draws(impl, jit):

@@ -68,6 +68,7 @@ def test_one_key_is_split_over_lanes(key):
     oracle.assert_same(one, many)
 
 
+@pytest.mark.slow
 def test_typed_and_legacy_keys_draw_the_same(legacy_key):
     key = jax.random.key(0)
     one, _ = call_all_fns(cells(), "init", key=key)

@@ -276,6 +276,7 @@ def test_lanes_that_meet(key):
         run(sharding=sharding(types=AxisType.Explicit))
 
 
+@pytest.mark.slow
 def test_a_method_that_lays_out_along_another_axis(key):
     where = sharding((4, 2), ("lanes", "model"))
 

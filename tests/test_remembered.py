@@ -106,6 +106,7 @@ def test_any_number_of_nodes_in_jit(maker, count, lane_key):
     oracle.assert_same(run(net, lane_key), expected, exact=maker in ("draw", "read"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", quick([8, 40_000], [40_000]))
 def test_big_arrays(size, lane_key):
     """Beyond some bytes nodes run one by one; nobody can tell."""

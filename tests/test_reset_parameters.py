@@ -47,6 +47,7 @@ def test_mlp(name):
     oracle.assert_same(chorax.reset_parameters(layer, key=new), built)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_what_the_constructor_makes_in_every_lane():
     old, new = keys()
     mlp = eqx.nn.MLP(2, 3, 4, 2, key=old)
@@ -99,6 +100,7 @@ def test_an_mlp_with_other_layers_is_left_to_them():
     assert chorax.reset_parameters(other, key=new) is other
 
 
+@pytest.mark.slow
 def test_an_mlp_with_changed_layers_is_left_to_them():
     old, new = keys()
     mlp = eqx.nn.MLP(2, 1, 4, 2, key=old)

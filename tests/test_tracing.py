@@ -69,6 +69,7 @@ def test_once_per_kind_and_not_again(runs, key):
     assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_once_per_kind_inside_jit(runs, key):
     Node = counting(runs)
     net = [Node(jnp.zeros(3) + i) for i in range(20)]
@@ -358,6 +359,7 @@ def test_nothing_keeps_arrays_alive(key):
     assert [ref() for ref in refs] == [None] * 4
 
 
+@pytest.mark.slow
 def test_nothing_keeps_tracers_alive(key):
     outer = []
 

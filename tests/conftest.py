@@ -9,8 +9,8 @@ from typing import Any
 
 
 # Most of the time goes into compiling, and what is compiled here is small: so XLA does
-# it cheaply, with the same bits. `XLA_FLAGS=--xla_backend_optimization_level=3` has it
-# compile as it does for users.
+# it cheaply, with the same bits nearly everywhere. Under
+# `XLA_FLAGS=--xla_backend_optimization_level=3` it compiles as it does for users.
 _CHEAPLY = (
     "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1"

@@ -7,7 +7,7 @@
     nox -f tests/noxfile.py -s thorough           # The laws on 2,000 models each.
     nox -f tests/noxfile.py --list
 
-All of them run what `pytest` leaves out as slow, and each law on 60 models. What
+All but `thorough` run what `pytest` leaves out as slow, and each law on 60 models. What
 follows `--` goes to pytest. `tests` makes environments of its own; `strict`, `as_users`
 and `thorough` run in the one that is active, where `pip install -e ".[test]"` has been.
 """

@@ -56,7 +56,7 @@ def with_touch(cls: type) -> Any:
 
 
 def ways(node: Any) -> list[Any]:
-    """Each way of calling: the check has to be made, and come out the same, in all."""
+    """A call in lanes, and the check on its own, which have to come out the same."""
 
     def vmapped(x):
         return chorax.vmap_call_all_fns(x, touch, axis_size=5)[0]

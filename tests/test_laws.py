@@ -208,7 +208,6 @@ loops = st.sampled_from(
 )
 
 
-@pytest.mark.slow
 @given(shape=shapes, seed=seeds, loop=loops)
 def test_composition_with_loops(shape, seed, loop):
     tree, keys = trees.build(shape), keys_of(seed)

@@ -1,5 +1,6 @@
 """`reset_parameters`: draw for draw what the constructor makes."""
 
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -105,11 +106,8 @@ def test_an_mlp_with_changed_layers_is_left_to_them():
     old, new = keys()
     mlp = eqx.nn.MLP(2, 1, 4, 2, key=old)
     head = eqx.tree_at(lambda m: m.layers[-1], mlp, eqx.nn.Linear(4, 5, key=old))
-    half = eqx.tree_at(
-        lambda m: m.layers[1].weight, mlp, jnp.ones((4, 4), jnp.bfloat16)
-    )
     longer = eqx.tree_at(lambda m: m.layers, mlp, (*mlp.layers, mlp.layers[1]))
-    for model in (head, half, longer):
+    for model in (head, longer):
         assert chorax.reset_parameters(model, key=new) is model
     fresh, _ = chorax.call_all_fns(head, chorax.reset_parameters, key=new)
     built = eqx.nn.Linear(4, 5, key=oracle.node_key(new, ("layers", 2)))
@@ -326,3 +324,220 @@ def test_attention_with_other_projections_is_left_to_them():
     attention = eqx.nn.MultiheadAttention(2, 4, key=old)
     other = chorax.replace(attention, query_proj=eqx.nn.Linear(4, 6, key=old))
     assert chorax.reset_parameters(other, key=new) is other
+
+
+def cast(layer: Any, dtype: Any, step: int = 1) -> Any:
+    """The layer with each so-and-so-many-th of its real numbers in another dtype."""
+    count = itertools.count()
+
+    def change(x):
+        is_real = eqx.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if is_real and next(count) % step == 0 else x
+
+    return jtu.tree_map(change, layer)
+
+
+IN_DTYPES: dict[str, Any] = {
+    "Linear": lambda d, key: eqx.nn.Linear(3, 4, dtype=d, key=key),
+    "GRUCell": lambda d, key: eqx.nn.GRUCell(3, 4, dtype=d, key=key),
+    "LayerNorm": lambda d, key: eqx.nn.LayerNorm(3, dtype=d),
+    "BatchNorm": lambda d, key: eqx.nn.BatchNorm(3, "batch", mode="batch", dtype=d),
+    "BatchNorm by averages": lambda d, key: eqx.nn.BatchNorm(
+        3, "batch", mode="ema", dtype=d
+    ),
+    "MLP": lambda d, key: eqx.nn.MLP(3, 2, 4, 2, dtype=d, key=key),
+    "MLP by scan": lambda d, key: eqx.nn.MLP(3, 2, 4, 3, dtype=d, scan=True, key=key),
+    "MultiheadAttention": lambda d, key: eqx.nn.MultiheadAttention(
+        2, 4, use_output_bias=True, dtype=d, key=key
+    ),
+}
+
+
+@pytest.mark.parametrize("other", quick(["bfloat16", "complex64"], ["bfloat16"]))
+@pytest.mark.parametrize("name", IN_DTYPES)
+def test_each_leaf_is_drawn_in_its_own_dtype(name, other):
+    old, new = keys()
+    build = IN_DTYPES[name]
+    layer = cast(build("float32", old), other, 2)
+    fresh = chorax.reset_parameters(layer, key=new)
+    assert jtu.tree_structure(fresh) == jtu.tree_structure(layer)
+    built = {jnp.dtype(d): arrays(build(d, new)) for d in ("float32", other)}
+    made = [jtu.tree_leaves(x) for x in built.values()]
+    before, after = (jtu.tree_leaves(arrays(x)) for x in (layer, fresh))
+    for was, x, *each in zip(before, after, *made, strict=True):
+        assert x.dtype == was.dtype
+        found = [y for y in each if y.dtype == x.dtype]
+        oracle.assert_same(x, found[0])
+
+
+def with_layer_in_half(norm: Any) -> Any:
+    return chorax.replace(norm, layer=cast(norm.layer, "bfloat16"))
+
+
+def short_counter(key):
+    norm = LAYERS["BatchNorm"](key)
+    counter = chorax.replace(norm.batch_counter, init=jnp.array(5, jnp.int16))
+    return chorax.replace(norm, batch_counter=counter)
+
+
+MIXED: dict[str, Any] = {
+    **{n: lambda k, n=n: cast(LAYERS[n](k), "bfloat16", 2) for n in LAYERS},
+    "BatchNorm in bfloat16": lambda k: cast(LAYERS["BatchNorm"](k), "bfloat16"),
+    "SpectralNorm of half": lambda k: with_layer_in_half(LAYERS["SpectralNorm"](k)),
+    "WeightNorm of half": lambda k: with_layer_in_half(LAYERS["WeightNorm"](k)),
+    "BatchNorm with a short counter": short_counter,
+}
+QUICK = ["Linear", "MLP", "BatchNorm in bfloat16", "SpectralNorm of half"]
+QUICK += ["WeightNorm of half", "BatchNorm with a short counter"]
+
+
+@pytest.mark.parametrize("name", quick(MIXED, QUICK))
+def test_lanes_of_several_dtypes_are_drawn_anew(name, lane_key):
+    old, new, newer = jax.random.split(lane_key, 3)
+    layer = MIXED[name](old)
+    if not jtu.tree_leaves(arrays(layer)):
+        return
+    ensemble, delta = chorax.vmap_call_all_fns(
+        layer, chorax.reset_parameters, axis_size=3, key=new
+    )
+    mask = jnp.array([True, False, True])
+    again, _ = chorax.vmap_call_all_fns(
+        ensemble,
+        chorax.reset_parameters,
+        axis_size=3,
+        key=newer,
+        in_axes=delta,
+        where=mask,
+    )
+    leaves = [jtu.tree_leaves(arrays(x)) for x in (layer, ensemble, again)]
+    for one, some, later in zip(*leaves, strict=True):
+        assert one.dtype == some.dtype == later.dtype
+    kept = [lanes.take(x, delta, 1) for x in (ensemble, again)]
+    oracle.assert_same(*map(arrays, kept))
+
+
+def of_integers(layer: Any, where: Any) -> Any:
+    return eqx.tree_at(where, layer, replace_fn=lambda x: jnp.ones(x.shape, jnp.int8))
+
+
+INTEGERS: dict[str, Any] = {
+    "`weight` of Linear is of int8": lambda key: of_integers(
+        LAYERS["Linear"](key), lambda x: x.weight
+    ),
+    "`bias` of LayerNorm is of bool": lambda key: eqx.tree_at(
+        lambda x: x.bias, eqx.nn.LayerNorm(3), jnp.zeros(3, bool)
+    ),
+    "`negative_slope` of PReLU is of int32": lambda key: eqx.nn.PReLU(
+        jnp.array(1, jnp.int32)
+    ),
+    "`g` of WeightNorm is of int8": lambda key: of_integers(
+        LAYERS["WeightNorm"](key), lambda x: x.g
+    ),
+    "`weight` of Conv2d is of int8": lambda key: of_integers(
+        LAYERS["SpectralNorm of Conv2d"](key), lambda x: x.layer.weight
+    ),
+    "`layers` of MLP is of int8": lambda key: of_integers(
+        LAYERS["MLP"](key), lambda x: x.layers[1].bias
+    ),
+    "`key_proj` of MultiheadAttention is of int8": lambda key: of_integers(
+        LAYERS["MultiheadAttention"](key), lambda x: x.key_proj.weight
+    ),
+}
+
+
+@pytest.mark.parametrize("text", INTEGERS)
+def test_parameters_of_integers_are_named(text):
+    layer = INTEGERS[text](jax.random.key(0))
+    with pytest.raises(TypeError, match=f"{text} and not floating-point.*Register"):
+        chorax.reset_parameters(layer, key=jax.random.key(1))
+    with pytest.raises(TypeError, match="and not floating-point"):
+        chorax.vmap_call_all_fns(
+            layer, chorax.reset_parameters, axis_size=2, key=jax.random.key(1)
+        )
+
+
+def test_an_mlp_with_layers_of_integers_of_another_class_is_left_to_them():
+    class Coarse(eqx.Module):
+        weight: Any
+
+    old, new = keys()
+    mlp = eqx.nn.MLP(2, 2, 4, 1, key=old)
+    layers = (Coarse(jnp.ones((4, 2), jnp.int8)), mlp.layers[1])
+    other = chorax.replace(mlp, layers=layers)
+    assert chorax.reset_parameters(other, key=new) is other
+
+
+# What is tied, in which of two layers that are alike.
+TIED: dict[str, Any] = {
+    "PReLU": lambda x: x.negative_slope,
+    "WeightNorm": lambda x: x.layer.weight,
+    "WeightNorm of Conv2d": lambda x: x.layer,
+    "WeightNorm over all": lambda x: x.g,
+    "SpectralNorm": lambda x: x.layer.weight,
+    "SpectralNorm of Conv2d": lambda x: x.uv_index,
+    "BatchNorm": lambda x: x.batch_state_index,
+    "MLP": lambda x: x.layers[0].weight,
+    "MultiheadAttention": lambda x: x.query_proj,
+}
+
+
+def copied(tree: Any) -> Any:
+    return jtu.tree_map(lambda x: x.copy() if eqx.is_array(x) else x, tree)
+
+
+@pytest.mark.parametrize(
+    "name", quick(TIED, ["PReLU", "WeightNorm", "SpectralNorm", "WeightNorm over all"])
+)
+def test_what_is_tied_in_a_layer_stays_tied(name, lane_key):
+    old, new = jax.random.split(lane_key)
+    layer, place = LAYERS[name](old), TIED[name]
+    model = eqx.nn.Shared(
+        (layer, copied(layer)), lambda p: place(p[1]), lambda p: place(p[0])
+    )
+    fresh, delta = chorax.vmap_call_all_fns(
+        model, chorax.reset_parameters, axis_size=2, key=new
+    )
+    assert jtu.tree_structure(fresh) == jtu.tree_structure(model)
+    one, other = fresh()
+    oracle.assert_same(arrays(place(one)), arrays(place(other)))
+    for index, k in enumerate(jax.random.split(new, 2)):
+        if name.split()[0] not in AROUND:
+            own = chorax.reset_parameters(layer, key=oracle.node_key(k, ("pytree", 0)))
+            first = lanes.take(fresh, delta, index).pytree[0]
+            oracle.assert_same(arrays(first), arrays(own))
+
+
+@pytest.mark.parametrize("name", ["WeightNorm", "SpectralNorm"])
+def test_norms_of_what_is_tied_stay_as_they_are(name, lane_key):
+    pair = [LAYERS[name](k) for k in jax.random.split(lane_key)]
+    model = eqx.nn.Shared(
+        pair, lambda p: p[1].layer.weight, lambda p: p[0].layer.weight
+    )
+    fresh, delta = chorax.vmap_call_all_fns(
+        model, chorax.reset_parameters, axis_size=2, key=lane_key
+    )
+    own = "g" if name == "WeightNorm" else "uv_index"
+    for x, y in zip(
+        *(jtu.tree_leaves(getattr(m.pytree[1], own)) for m in (model, fresh)),
+        strict=True,
+    ):
+        assert x is y
+    assert fresh.pytree[1].layer.bias.shape == (2, 4)
+
+
+WRAPPERS: dict[str, Any] = {
+    "jit": (eqx.filter_jit, False),
+    "Partial": (jtu.Partial, False),
+    "vmap": (eqx.filter_vmap, True),
+    "checkpoint": (eqx.filter_checkpoint, True),
+    "grad": (eqx.filter_grad, True),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_layers_in_wrappers(name, lane_key):
+    """As the page of sharp edges has it."""
+    wrap, is_seen = WRAPPERS[name]
+    model = {"f": wrap(LAYERS["Linear"](lane_key)), "bare": LAYERS["Linear"](lane_key)}
+    _, delta = chorax.call_all_fns(model, chorax.reset_parameters, key=lane_key)
+    assert len(delta.paths) == (4 if is_seen else 2)

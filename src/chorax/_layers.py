@@ -23,12 +23,17 @@ T = TypeVar("T")
 Builder = Callable[[Any, Any, jax.Array], Any]
 
 
-def _rule(kind: type, *names: str) -> Callable[[Builder], Builder]:
-    """Registers a builder for a layer whose fields of these names are parameters."""
+def _rule(
+    kind: type, *names: str, of_layers: bool = False
+) -> Callable[[Builder], Builder]:
+    """Registers a builder for a layer whose fields of these names are parameters, or
+    hold layers."""
 
     def decorate(build: Builder) -> Builder:
         def rule(node: Any, *, key: Any) -> Any:
-            return _redraw(node, key, build, names)
+            check_key(key)
+            redraw = _redraw_inside if of_layers else _redraw
+            return redraw(node, key, build, names)
 
         rule.__qualname__ = "reset_parameters"  # As errors of its arguments name it.
         reset_parameters.register(kind, rule)
@@ -108,12 +113,11 @@ def _batch_norm(node: eqx.nn.BatchNorm, dtype: Any, key: jax.Array) -> eqx.nn.Ba
     )
 
 
-@reset_parameters.register(eqx.nn.PReLU)
-def _prelu(node: eqx.nn.PReLU, *, key: jax.Array) -> eqx.nn.PReLU:
+@_rule(eqx.nn.PReLU, "negative_slope")
+def _prelu(node: eqx.nn.PReLU, dtype: Any, key: jax.Array) -> eqx.nn.PReLU:
     del key
-    old = _parameter(node, "negative_slope")
-    slope: jax.Array = eqx.nn.PReLU().negative_slope
-    return replace(node, negative_slope=jnp.full(old.shape, slope, old.dtype))
+    default: Any = eqx.nn.PReLU().negative_slope
+    return eqx.nn.PReLU(jnp.full(node.negative_slope.shape, default, dtype))
 
 
 @reset_parameters.register(eqx.nn.RotaryPositionalEmbedding)
@@ -124,79 +128,77 @@ def _rotary(
     return node  # It has nothing to draw.
 
 
-@reset_parameters.register(eqx.nn.MLP)
-def _mlp(node: eqx.nn.MLP, *, key: jax.Array) -> eqx.nn.MLP:
-    def build(dtype: Any, key: jax.Array) -> eqx.nn.MLP:
-        return eqx.nn.MLP(
-            node.in_size,
-            node.out_size,
-            node.width_size,
-            node.depth,
-            use_bias=node.use_bias,
-            use_final_bias=node.use_final_bias,
-            dtype=dtype,
-            scan=node.scan,
-            key=key,
-        )
-
-    return _redraw_inside(node, key, build, ("layers",))
+@_rule(eqx.nn.MLP, "layers", of_layers=True)
+def _mlp(node: eqx.nn.MLP, dtype: Any, key: jax.Array) -> eqx.nn.MLP:
+    return eqx.nn.MLP(
+        node.in_size,
+        node.out_size,
+        node.width_size,
+        node.depth,
+        use_bias=node.use_bias,
+        use_final_bias=node.use_final_bias,
+        dtype=dtype,
+        scan=node.scan,
+        key=key,
+    )
 
 
-@reset_parameters.register(eqx.nn.MultiheadAttention)
+_PROJECTIONS = "query_proj", "key_proj", "value_proj", "output_proj"
+
+
+@_rule(eqx.nn.MultiheadAttention, *_PROJECTIONS, of_layers=True)
 def _attention(
-    node: eqx.nn.MultiheadAttention, *, key: jax.Array
+    node: eqx.nn.MultiheadAttention, dtype: Any, key: jax.Array
 ) -> eqx.nn.MultiheadAttention:
-    def build(dtype: Any, key: jax.Array) -> eqx.nn.MultiheadAttention:
-        return eqx.nn.MultiheadAttention(
-            node.num_heads,
-            node.query_size,
-            node.key_size,
-            node.value_size,
-            node.output_size,
-            node.qk_size,
-            node.vo_size,
-            node.use_query_bias,
-            node.use_key_bias,
-            node.use_value_bias,
-            node.use_output_bias,
-            dtype=dtype,
-            key=key,
-        )
-
-    names = ("query_proj", "key_proj", "value_proj", "output_proj")
-    return _redraw_inside(node, key, build, names)
+    return eqx.nn.MultiheadAttention(
+        node.num_heads,
+        node.query_size,
+        node.key_size,
+        node.value_size,
+        node.output_size,
+        node.qk_size,
+        node.vo_size,
+        node.use_query_bias,
+        node.use_key_bias,
+        node.use_value_bias,
+        node.use_output_bias,
+        dtype=dtype,
+        key=key,
+    )
 
 
 @reset_parameters.register(eqx.nn.SpectralNorm)
 def _spectral_norm(
     node: eqx.nn.SpectralNorm[Any], *, key: jax.Array
 ) -> eqx.nn.SpectralNorm[Any]:
-    index: Any = node.uv_index
-    old = jtu.tree_leaves(index.init)
-    if not old:
-        return node  # They are in an `eqx.nn.State`.
-    _parameter(node.layer, node.weight_name)
+    old = _content(node, "uv_index")
+    if old is None or _weight_of(node) is None:
+        return node
 
     def draw(layer: Any, key: jax.Array) -> Any:
         built: Any = eqx.nn.SpectralNorm(
             layer, node.weight_name, node.num_power_iterations, node.eps, key=key
         )
-        return built.uv_index.init
+        pairs = zip(built.uv_index.init, old, strict=True)
+        return tuple(x.astype(was.dtype) for x, was in pairs)
 
     # Its two vectors have one axis each.
     new = _per_slice(draw, old[0].shape[:-1], node.layer, key=key)
-    return replace(node, uv_index=replace(index, init=new))
+    return replace(node, uv_index=_with_content(node, "uv_index", new))
 
 
 @reset_parameters.register(eqx.nn.WeightNorm)
 def _weight_norm(
     node: eqx.nn.WeightNorm[Any], *, key: jax.Array
 ) -> eqx.nn.WeightNorm[Any]:
-    weight, old = _parameter(node.layer, node.weight_name), _parameter(node, "g")
+    weight, old = _weight_of(node), _content(node, "g")
+    if weight is None or old is None:
+        return node
 
     def draw(layer: Any, key: jax.Array) -> jax.Array:
         del key
-        return eqx.nn.WeightNorm(layer, node.weight_name, node.axis).g
+        g: Any = eqx.nn.WeightNorm(layer, node.weight_name, node.axis).g
+        return g.astype(old.dtype)
 
     for depth in range(weight.ndim):
         inner = weight.shape[depth:]
@@ -208,20 +210,19 @@ def _weight_norm(
     raise _of_another_shape(node, "g", old.shape, "those of its layer's weight")
 
 
+def _weight_of(norm: Any) -> Any:
+    """The weight that a norm goes by; `None` if `eqx.nn.Shared` has taken it away: what
+    stands elsewhere tells nothing here, and the norm stays as it is."""
+    return None if is_tied(norm.layer) else _content(norm.layer, norm.weight_name)
+
+
 def _redraw(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
     """The node with those of its fields that are parameters from a layer built anew."""
-    check_key(key)
     old = {name: _content(node, name) for name in names}
     old = {name: value for name, value in old.items() if value is not None}
     if not old:
         return node
-    parameters = filter(eqx.is_inexact_array, jtu.tree_leaves(old))
-    dtype = next((x.dtype for x in parameters), None)
-
-    def draw(key: jax.Array) -> dict[str, Any]:
-        built = build(node, dtype, key)
-        return {name: _content(built, name) for name in old}
-
+    draw = _in_own_dtypes(node, build, old)
     struct = cast(Any, eqx).filter_eval_shape(draw, key)
     leading: tuple[int, ...] | None = None
     for name in old:
@@ -240,30 +241,51 @@ def _redraw(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
     )
 
 
-def _redraw_inside(
-    node: Any,
-    key: jax.Array,
-    build: Callable[[Any, jax.Array], Any],
-    names: Sequence[str],
-) -> Any:
+def _redraw_inside(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
     """The node with its layers from one built anew, by one key for all of them.
 
-    Where somebody has put in others, or cast them, no constructor makes such layers:
-    each of them stands alone, and has been drawn by its own rule.
+    Where somebody has put in others, no constructor makes such layers: each of them
+    stands alone, and has been drawn by its own rule.
     """
-    old = {name: getattr(node, name) for name in names}
-    weights = [x for x in jtu.tree_leaves(old) if eqx.is_array(x)]
-    if not weights:
-        return node
+    old = {name: _held(node, name) for name in names}
 
     def draw(key: jax.Array) -> dict[str, Any]:
-        built = build(weights[0].dtype, key)
-        return {name: getattr(built, name) for name in names}
+        built = build(node, None, key)
+        return {name: _held(built, name) for name in names}
 
-    first = jtu.tree_leaves(cast(Any, eqx).filter_eval_shape(draw, key))[0]
-    depth = max(weights[0].ndim - len(first.shape), 0)
-    new = _per_slice(draw, weights[0].shape[:depth], key=key)
-    return replace(node, **new) if _alike(new, old) else node
+    leaves, structure = jtu.tree_flatten(old)
+    made, expected = jtu.tree_flatten(cast(Any, eqx).filter_eval_shape(draw, key))
+    if structure != expected or not all(map(eqx.is_array, leaves)):
+        return node
+    leading = leaves[0].shape[: leaves[0].ndim - len(made[0].shape)]
+    pairs = zip(leaves, made, strict=True)
+    if any(x.shape != (*leading, *y.shape) for x, y in pairs):
+        return node
+    for name in names:
+        for x in jtu.tree_leaves(old[name]):
+            _check_parameter(node, name, x)
+    new = _per_slice(_in_own_dtypes(node, build, old), leading, key=key)
+    return replace(node, **new)
+
+
+def _in_own_dtypes(
+    node: Any, build: Builder, old: dict[str, Any]
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """What draws anew: each leaf as the constructor draws it in that leaf's dtype."""
+    numbers = filter(eqx.is_inexact_array, jtu.tree_leaves(old))
+    dtypes = list(dict.fromkeys(x.dtype for x in numbers)) or [None]
+
+    def own(x: Any, *made: Any) -> Any:
+        # A counter has no say in the dtype, and is the same in all of them.
+        index = dtypes.index(x.dtype) if x.dtype in dtypes else 0
+        return made[index].astype(x.dtype)
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        built = [build(node, dtype, key) for dtype in dtypes]
+        held = [{name: _held(layer, name) for name in old} for layer in built]
+        return jtu.tree_map(own, old, *held)
+
+    return draw
 
 
 def _per_slice(
@@ -277,15 +299,22 @@ def _per_slice(
     return draw(*layers, keys)
 
 
+def _held(node: Any, name: str) -> Any:
+    """What is in a field; of a statistic, what it starts from."""
+    value = getattr(node, name)
+    is_index = type(value) is eqx.nn.StateIndex
+    return cast(Any, value).init if is_index else value
+
+
 def _content(node: Any, name: str) -> Any:
     """A parameter, or what a statistic starts from; `None` where there is none."""
-    value = getattr(node, name)
-    if type(value) is eqx.nn.StateIndex:
-        init = cast(Any, value).init
-        return init if jtu.tree_leaves(init) else None  # It is in an `eqx.nn.State`.
+    value, held = getattr(node, name), _held(node, name)
+    if held is not value:
+        return held if jtu.tree_leaves(held) else None  # It is in an `eqx.nn.State`.
     if value is None or is_tied(value):
         return None
-    return _parameter(node, name)
+    _check_parameter(node, name, value)
+    return value
 
 
 def _with_content(node: Any, name: str, new: Any) -> Any:
@@ -294,26 +323,18 @@ def _with_content(node: Any, name: str, new: Any) -> Any:
     return replace(cast(Any, value), init=new) if is_index else new
 
 
-def _alike(one: Any, other: Any) -> bool:
-    leaves, structure = jtu.tree_flatten(one)
-    others, other_structure = jtu.tree_flatten(other)
-    return structure == other_structure and all(
-        eqx.is_array(y) and (x.shape, x.dtype) == (y.shape, y.dtype)
-        for x, y in zip(leaves, others, strict=True)
+def _check_parameter(node: Any, name: str, value: Any) -> None:
+    if eqx.is_inexact_array(value):
+        return
+    got = f"no array, but a {type(value).__name__}"
+    if eqx.is_array(value):
+        got = f"of {value.dtype} and not floating-point"
+    raise TypeError(
+        f"`{name}` of {type(node).__name__} is {got}, so its parameters can't be drawn "
+        "as its constructor would. Register a rule, "
+        "`@chorax.reset_parameters.register`, for a class of your own, or exclude the "
+        "layer by `node_to_exclude`."
     )
-
-
-def _parameter(node: Any, name: str) -> Any:
-    value = getattr(node, name)
-    if not eqx.is_array(value):
-        kind = type(node).__name__
-        raise TypeError(
-            f"`{name}` of {kind} is no array, but a {type(value).__name__}, so its "
-            "parameters can't be drawn as its constructor would. Register a rule, "
-            "`@chorax.reset_parameters.register`, for a class of your own, or exclude "
-            "the layer by `node_to_exclude`."
-        )
-    return value
 
 
 def _of_another_shape(node: Any, name: str, got: Any, expected: str) -> ValueError:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import chorax
-from chorax import reset_parameters
+from chorax import replace, reset_parameters
 from misuses import (
     asks_for_values,
     axes_text,
@@ -84,6 +84,10 @@ NO_NODE = (
     "The target holds no `eqx.Module` to call anything on. Pass a module, or a PyTree "
     "of modules."
 )
+
+
+def hides_its_key(node, **rest):
+    return replace(node, x=rest["key"])
 
 
 def nothing_written(name):
@@ -171,6 +175,13 @@ CALLS: dict[str, Mistake] = {
         "and in its own arguments. Keep one: `key=` gives every node and lane a key of "
         "its own, an argument gives all of them the same.",
         eager(reset_parameters, key=KEY, kwargs={"key": KEY}),
+    ),
+    "a function that hides its key": wrong(
+        TypeError,
+        "`key=` was given, but `hides_its_key` shows no parameter `key` to pass it as: "
+        "it takes `**rest`. Name it (`*, key`), put `functools.wraps` on the decorator "
+        "that hides it, or call it without `key=`; `node_to_exclude` leaves nodes out.",
+        eager(hides_its_key, key=KEY),
     ),
     # Its arguments.
     "arguments too many": wrong(

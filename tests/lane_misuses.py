@@ -234,8 +234,8 @@ LANES: dict[str, Mistake] = {
     ),
     "stack of what can't be shown": wrong(
         ValueError,
-        differ_text("`v`", "model 0 and model 1", "<BadRepr>", "<BadRepr>"),
-        lambda target: lanes.stack([{"v": BadRepr()}, {"v": BadRepr()}]),
+        differ_text("`v`", "model 0 and model 1", "<BadRepr>", "<BadEq>"),
+        lambda target: lanes.stack([{"v": BadRepr()}, {"v": BadEq()}]),
     ),
     "stack of what can't be compared": wrong(
         ValueError,

@@ -29,6 +29,13 @@ from misuses import (
 from models import Pair
 
 
+def hides_its_parameters(method):
+    def wrapper(self, *args, **kwargs):
+        return method(self, *args, **kwargs)
+
+    return wrapper
+
+
 class Bad(eqx.Module):
     """One method for each mistake."""
 
@@ -98,7 +105,14 @@ class Bad(eqx.Module):
     def wants_more(self, by, *, much):
         return self
 
-    def takes_key_by_position(self, key, /):
+    def takes_key_by_position(self, key, /, **rest):
+        return self
+
+    def takes_anything(self, *args, **options):
+        return replace(self, x=options.get("key"))
+
+    @hides_its_parameters
+    def is_decorated(self, *, key):
         return self
 
     def makes_another(self):
@@ -172,6 +186,10 @@ class Exchanges(eqx.Module):
         return replace(self, child=Box(1))
 
 
+def stops(x):
+    raise StopIteration("no more")
+
+
 class At:
     """A place: of a node, and of what is below it."""
 
@@ -219,6 +237,8 @@ TWICE = (
     "by `key=` of the collective call and in its own arguments. Keep one: `key=` gives "
     "every node and lane a key of its own, an argument gives all of them the same."
 )
+HIDDEN = "it takes `**{}`. Name it (`*, key`), put `functools.wraps` on the decorator "
+HIDDEN += "that hides it"
 CURE = "Return the updated node, or `return self` if nothing changes."
 
 
@@ -247,6 +267,19 @@ def no_aux(name, what):
         lambda at: (
             f"`{name}` of Bad at {at()} must return `(node, aux)`, since "
             f"`has_aux=True`, but returned {what}."
+        ),
+    )
+
+
+def hides_key(name, why, **options):
+    return Row(
+        Bad,
+        batched(name, key=KEY, **options),
+        TypeError,
+        lambda at: (
+            f"`key=` was given, but `{name}` of Bad at {at()} shows no parameter `key` "
+            f"to pass it as: {why}, or call it without `key=`; `node_to_exclude` "
+            "leaves nodes out."
         ),
     )
 
@@ -454,15 +487,38 @@ ANYWHERE: dict[str, Row] = {
         lambda at: "Bad.wants_more() missing 1 required keyword-only argument: 'much'",
         raised_by("wants_more"),
     ),
-    "a key by position only": Row(
+    "a key by position only": hides_key(
+        "takes_key_by_position", "its `key` is positional-only. Drop the `/`"
+    ),
+    "a key by position only, which is missing": Row(
         Bad,
-        eager("takes_key_by_position", key=KEY),
+        eager("takes_key_by_position"),
         TypeError,
         lambda at: (
             "Bad.takes_key_by_position() missing 1 required positional argument: 'key'"
         ),
         raised_by("takes_key_by_position"),
     ),
+    "a key by position only, twice": Row(
+        Bad,
+        eager("takes_key_by_position", key=KEY, args=(KEY,)),
+        TypeError,
+        lambda at: (
+            f"`key` is given twice to `takes_key_by_position` of Bad at {at()}: {TWICE}"
+        ),
+    ),
+    "a key among other keywords": hides_key(
+        "takes_anything", HIDDEN.format("options"), args=(1,), kwargs={"by": 2}
+    ),
+    "a key among other keywords, twice": Row(
+        Bad,
+        batched("takes_anything", key=KEY, kwargs={"key": KEY}),
+        TypeError,
+        lambda at: (
+            f"`key` is given twice to `takes_anything` of Bad at {at()}: {TWICE}"
+        ),
+    ),
+    "a key that a decorator hides": hides_key("is_decorated", HIDDEN.format("kwargs")),
     "a constructor that refuses": Row(
         Bad,
         eager("makes_another"),
@@ -493,6 +549,13 @@ ANYWHERE: dict[str, Row] = {
         KeyError,
         lambda at: "'no'",
         lambda at: (f"Raised by the filter <lambda> at {at()}.",),
+    ),
+    "a filter of nodes that generators misread": Row(
+        Bad,
+        batched("writes", node_to_exclude=filters.Any(filters.OfType(Bad) & stops)),
+        StopIteration,
+        lambda at: "no more",
+        lambda at: (f"Raised by the filter stops at {at()}.",),
     ),
     "a tag that raises": Row(
         BadTag,
@@ -570,9 +633,9 @@ TRACED: dict[str, Row] = {
         batched("puts_into_static"),
         TypeError,
         lambda at: (
-            f"`puts_into_static` of Bad at {at()} put a traced array into a "
-            "static field. Static fields are part of the program; declare the field "
-            "without `static=True`."
+            f"`puts_into_static` of Bad at {at()} put a traced array into the "
+            "static field `n`. Static fields are part of the program; declare the "
+            "field without `static=True`."
         ),
     ),
 }

@@ -83,14 +83,30 @@ class Level:
 
 def levels_around(tree, path):
     """The ensembles of which a node is in the model, the outermost first."""
-    levels = []
+    levels, above = [], []
     for i, key in enumerate(path):
         if isinstance(tree, Ensemble) and key == "model":
             rest = path[i + 1 :]
             axes = {p[len(rest) :]: a for p, a in tree.mapped if p[: len(rest)] == rest}
-            levels.append(Level(path[:i], tree.axis_size, axes))
+            above.append((path[: i + 1], dict(tree.mapped)))
+            levels.append(Level(path[:i], size_of(tree, above), axes))
         tree = dict(parts(tree))[key]
     return levels
+
+
+def size_of(ensemble, around):
+    """How many members an ensemble has, the last of those around a node: counted in a
+    leaf without the lanes of the others, or else what it says itself."""
+    start, known = around[-1]
+    for path, x in leaves_by_path(ensemble.model).items():
+        if path in known and eqx.is_array(x):
+            shape = list(x.shape)
+            for outer, axes in around[:-1]:
+                axis = axes.get((*start, *path)[len(outer) :])
+                if axis is not None:
+                    del shape[axis]
+            return shape[known[path]]
+    return eqx.filter(ensemble, False).axis_size
 
 
 def members(leaves, levels, key):

@@ -294,7 +294,7 @@ def test_a_traced_value_in_a_static_dictionary_is_refused():
         def step(self):
             return replace(self, n={"a": [self.x + 1]})
 
-    with pytest.raises(TypeError, match="put a traced array into a static field"):
+    with pytest.raises(TypeError, match="put a traced array into the static field `n`"):
         call_all_fns(Static(jnp.ones(())), "step")
 
 

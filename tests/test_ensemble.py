@@ -1,5 +1,7 @@
 """`lanes.Ensemble`: a batched model as a part of a bigger one."""
 
+import copy
+import pickle
 from typing import Any
 
 import equinox as eqx
@@ -445,9 +447,9 @@ def test_a_parent_that_replaces_its_ensemble(key):
             return chorax.replace(self, members=lanes.Ensemble(*lanes.stack(more)))
 
     made = Grow(lanes.Ensemble(*lanes.stack([neuron(i) for i in range(2)])))
-    model, _ = chorax.vmap_init_all_states(made, axis_size=3, key=key)
-    assert model.members.axis_size == 4
+    model, delta = chorax.vmap_init_all_states(made, axis_size=3, key=key)
     assert model.members.model.v.shape == (3, 4, 3)
+    assert [len(m.members) for m in lanes.unstack(model, delta)] == [4] * 3
 
 
 # What must not come apart: the lanes that an ensemble knows of, and its leaves.
@@ -665,3 +667,174 @@ def test_legacy_keys_inside_an_ensemble(legacy_lane_key):
         member_keys(legacy_lane_key, ("e", "model"), 2), new["e"], strict=True
     ):
         oracle.assert_same(member.v, jax.random.uniform(own, (2,)))
+
+
+# Its length is that of its leaves, whatever made it.
+
+
+def axes_of(made):
+    return chorax.replace(made, model=made.axes)
+
+
+def doubled(made):
+    return lanes.concatenate([made, made], axes_of(made))
+
+
+def test_it_has_as_many_members_as_its_leaves_have_lanes():
+    made = ensemble()
+    two: Any = doubled(made)
+    assert len(two) == two.axis_size == 8
+    assert type(two.axis_size) is int
+    assert "8 lanes of MLP" in repr(two)
+    for one, other in zip(two, [*mlps(), *mlps()], strict=True):
+        oracle.assert_same(one, other)
+    oracle.assert_same(two[-1], mlps()[3])
+    assert len(two[2:]) == 6
+    np.testing.assert_allclose(two(jnp.ones(2))[4:], made(jnp.ones(2)), rtol=1e-6)
+    with pytest.raises(IndexError, match="There are 8 lanes"):
+        two[8]
+    assert len(jtu.tree_map(lambda x: x[:3] if eqx.is_array(x) else x, made)) == 3
+
+
+def test_structures_of_other_sizes_are_equal():
+    made: Any = ensemble()
+    two: Any = doubled(made)
+    structure = jtu.tree_structure(made)
+    assert structure == jtu.tree_structure(two) == jtu.tree_structure(two[:3])
+    assert hash(structure) == hash(jtu.tree_structure(two[:3]))
+    joined = lanes.concatenate([made, two[:3]], eqx.if_array(0))
+    assert len(joined) == 7
+    traces = []
+
+    @eqx.filter_jit
+    def count(made):
+        traces.append(None)
+        return len(made), made[1:]
+
+    for size in (4, 8, 3):
+        found, rest = count(two[:size])
+        assert (found, len(rest)) == (size, size - 1)
+    assert len(traces) == 3 or jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+    sizes: Any = [eqx.filter_eval_shape(lambda m: m, two[:size]) for size in (2, 8)]
+    assert list(map(len, sizes)) == [2, 8]
+
+
+def test_what_has_no_leaf_with_lanes_keeps_its_number():
+    static = [eqx.filter(ensemble(size), False) for size in (4, 2)]
+    assert list(map(len, static)) == [4, 2]
+    assert jtu.tree_structure(static[0]) == jtu.tree_structure(static[1])
+    arrays, rest = eqx.partition(doubled(ensemble()), eqx.is_array)
+    assert len(arrays) == len(eqx.combine(arrays, rest)) == 8
+    asked = jtu.tree_map(eqx.is_array, ensemble())
+    assert len(asked) == 4
+    assert asked[0].layers[0].weight is True
+
+    class Counter(eqx.Module):
+        n: int
+
+        def go(self):
+            return chorax.replace(self, n=self.n + 1)
+
+    made = {}
+    for size in (2, 3):
+        parts = chorax.vmap_call_all_fns(Counter(1), "go", axis_size=size)
+        made[size] = lanes.Ensemble(*parts)
+    # Here nothing but the number tells two traces apart.
+    call = eqx.filter_jit(lambda e: e.vmap(lambda m: jnp.ones(m.n))())
+    assert [call(made[size]).shape for size in (2, 3)] == [(2, 2), (3, 2)]
+
+
+def test_leaves_that_disagree(lane_key):
+    made = eqx.tree_at(lambda e: e.model.layers[0].bias, ensemble(), jnp.ones((5, 4)))
+    text = r"`axes` maps `layers\.0\.bias` along axis 0, which must be .* = 4 long"
+    uses: list[Any] = [len, list, lambda e: e[0], lambda e: e(jnp.ones(2))]
+    for use in uses:
+        with pytest.raises(ValueError, match=text) as caught:
+            use(made)
+        assert caught.value.__notes__ == ["`layers.0.weight` has 4 lanes."]
+    assert "4 lanes of MLP" in repr(made)
+    text = (
+        r"ensemble at `e\.0` disagree on its lanes: `.*` has 4 along its lane axis, "
+        r"and `e\.0\.model\.layers\.0\.bias` has 5\."
+    )
+    with pytest.raises(ValueError, match=text):
+        chorax.call_all_fns({"e": [made]}, chorax.reset_parameters, key=lane_key)
+    outer = lanes.broadcast({"e": [made]}, 3)
+    with pytest.raises(ValueError, match=text):
+        chorax.vmap_call_all_fns(
+            outer[0],
+            chorax.reset_parameters,
+            axis_size=3,
+            in_axes=outer[1],
+            key=lane_key,
+        )
+
+
+@pytest.mark.parametrize("how", ["pickle", "copy", "deepcopy", "leaves"])
+def test_copies_have_the_same_length(how, tmp_path):
+    made = {"e": both(w=0)}
+
+    def through_a_file(x):
+        eqx.tree_serialise_leaves(tmp_path / "x.eqx", x)
+        return eqx.tree_deserialise_leaves(tmp_path / "x.eqx", x)
+
+    copied: Any = {
+        "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+        "copy": copy.copy,
+        "deepcopy": copy.deepcopy,
+        "leaves": through_a_file,
+    }[how]
+    for each in (made, eqx.filter(made, False)):
+        oracle.assert_same(copied(each), each)
+        assert len(copied(each)["e"]) == 2
+
+
+def test_calls_inside_have_as_many_lanes_as_the_leaves(lane_key):
+    # More of them than when it was made; and a node without any among them.
+    model: Any = {"a": Both(jnp.ones(2), jnp.ones(2)), "b": jnp.zeros(3)}
+    two: Any = doubled(lanes.Ensemble(model, {"a": None, "b": 0}))
+    (new,), _ = chorax.call_all_fns([two], "draw", key=lane_key)
+    assert new.model["a"].v.shape == (6, 2)
+    keys = member_keys(lane_key, (0, "model", "a"), 6)
+    for one, k in zip(new, keys, strict=True):
+        oracle.assert_same(one["a"].v, jax.random.normal(k, (2,)))
+    # A remembered call is not one with another number of lanes.
+    for size in (2, 4):
+        (some,), _ = chorax.call_all_fns([two[:size]], "draw", key=lane_key)
+        assert some.model["a"].v.shape == (size, 2)
+    # Nor where nothing but the number tells.
+    for size in (2, 3):
+        none = eqx.tree_at(lambda e: e.model["b"], two[:size], None)
+        (some,), _ = chorax.call_all_fns([none], "draw", key=lane_key)
+        assert some.model["a"].v.shape == (size, 2)
+    batched, delta = chorax.vmap_call_all_fns([two], "go", axis_size=5)
+    assert batched[0].model["a"].v.shape == (5, 6, 2)
+    chorax.check_annotations(batched, in_axes=delta)
+
+
+def test_lengths_one_inside_another(lane_key):
+    inner = lanes.Ensemble(Both(jnp.zeros((5, 3)), jnp.zeros(3)), Both(1, 0))
+    outer = lanes.Ensemble(*lanes.stack([inner] * 2, share=lambda p, x: p[-1] == "w"))
+    outer = doubled(outer)
+    assert [len(one) for one in outer] == [3] * 4
+    grown = lanes.Ensemble(outer.vmap(doubled)(), eqx.if_array(0))
+    assert [len(one) for one in grown] == [6] * 4
+    (new,), _ = chorax.call_all_fns([grown], "draw", key=lane_key)
+    assert new.model.model.v.shape == (4, 5, 6)
+    for i, own in enumerate(member_keys(lane_key, (0, "model", "model"), 4)):
+        for j, k in enumerate(jax.random.split(own, 6)):
+            oracle.assert_same(new[i][j].v, jax.random.normal(k, (5,)))
+    with jax.disable_jit():
+        plain, _ = chorax.call_all_fns([grown], "draw", key=lane_key)
+    oracle.assert_same(plain, [new])
+
+
+def test_arguments_have_as_many_lanes():
+    made = lanes.Ensemble(Scaled(jnp.arange(3.0)), 0)
+    for axis in (0, -1):
+        text = f"`in_axes` maps `1` along axis {axis}, which must be `axis_size` = 3"
+        with pytest.raises(ValueError, match=text):
+            made(1.0, jnp.ones(2), in_axes=(None, axis))
+    text = "`kwargs_in_axes` maps `scale` along axis 0, but it is no array: 2.0"
+    with pytest.raises(ValueError, match=text):
+        made(1.0, 2.0, scale=2.0, kwargs_in_axes=0)

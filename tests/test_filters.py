@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import chorax
 from chorax import filters
 from chorax.filters import (
     All,
@@ -21,6 +22,7 @@ from chorax.filters import (
     to_predicate,
     WithTag,
 )
+from models import Constant
 
 
 class Tagged:
@@ -135,6 +137,37 @@ def test_to_filter_spec():
     assert to_filter_spec(None, ...) is None
 
 
+def stops(x):
+    raise StopIteration("no more")
+
+
+# Each asks `stops` of an array, and of nothing else.
+STOPPING = [
+    OfType(jax.Array) & stops,
+    filters.Any(int, OfType(jax.Array) & stops),
+    ~(Not(jax.Array) | stops),
+    [All(jax.Array, [stops])],
+]
+
+
+@pytest.mark.parametrize("filter", STOPPING)
+def test_an_exception_keeps_its_type_in_any_combination(filter):
+    tree = {"a": 1, "b": jnp.ones(2)}
+    delta = chorax.diff({"a": 0, "b": 0}, tree)
+    for ask in (
+        lambda: to_predicate(filter)((), tree["b"]),
+        lambda: to_filter_spec(tree, filter),
+        lambda: delta.select(filter),
+        lambda: chorax.vmap_call_all_fns(
+            Constant(), "step", axis_size=2, state_to_exclude=filter
+        ),
+        lambda: chorax.lanes.broadcast(tree, 2, filter),
+        lambda: chorax.lanes.stack([tree, tree], share=filter),
+    ):
+        with pytest.raises(StopIteration, match="no more"):
+            ask()
+
+
 BAD = [3, 0.5, {"a"}, {"a": 1}, np.bool_(True), b"a", list[int], int | str, object()]
 
 
@@ -178,3 +211,11 @@ def test_bad_parts(build, message):
         build()
     text = str(info.value)
     assert message in text or "Type-check error" in text
+
+
+def test_parameters_with_defaults_do_not_count():
+    """What a function asks for of its own accord is not the path."""
+    keeps = to_predicate(lambda x, kind=int: isinstance(x, kind))
+    assert [keeps(("a",), x) for x in (3, "b")] == [True, False]
+    both = to_predicate(lambda path, x, kind=int: path == ("a",) and x == 3)
+    assert [both(path, 3) for path in [("a",), ("b",)]] == [True, False]

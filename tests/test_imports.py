@@ -28,14 +28,14 @@ PACKAGE_OF = {
     module: package
     for package, modules in {
         "_text": "_show _table _typed _warn",
-        "_tree": "_draft _holder _keys _nodes _paths _replace",
+        "_tree": "_draft _holder _keys _memo _nodes _paths _replace _same",
         "_lanes": "_axes _lane_axes _lane_checks _spread",
         "_deltas": "_delta",
         "_annotations": "_containers _fits _hints _misfits _widened",
         "_layers": "_reset",
         "_plan": (
-            "_computation _excludes _finish _kind _lane _levels _memo _methods _order "
-            "_recipe _request _schedule _select _trace"
+            "_computation _constants _excludes _finish _kind _lane _levels _methods "
+            "_order _recipe _request _schedule _select _trace"
         ),
         "_run": "_arrange _execute _layout _plain _program",
         "_calls": "_assign _call _checks _collective _explain _explanation _states",
@@ -47,20 +47,16 @@ CLIMBS: set[tuple[str, str]] = {
     ("_annotations", "_delta"),
     ("_annotations", "_kind"),
     ("_annotations", "_levels"),
-    ("_annotations", "_memo"),
     ("_keys", "_spread"),
     ("_lane_axes", "_checks"),
     ("_lane_axes", "_delta"),
     ("_nodes", "_delta"),
     ("_nodes", "_ensemble"),
-    ("_nodes", "_memo"),
     ("_plan", "_plain"),
     ("_recipe", "_arrange"),
     ("_request", "_checks"),
-    ("_spread", "_memo"),
     ("_table", "_paths"),
     ("_trace", "_layout"),
-    ("filters", "_memo"),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 import chorax
 import oracle
 from chorax import call_all_fns, call_order, replace, vmap_call_all_fns
+from chorax.filters import PathContains
 from models import Constant, Draw, Plain
 
 
@@ -725,3 +726,56 @@ def test_a_key_among_positional_parameters(key):
         call_all_fns(Holds(held), "step", key=key)
     with pytest.raises(TypeError, match="`key` is given twice"):
         call_all_fns(Holds(held), "step", (key,), key=key)
+
+
+class Cube(eqx.Module):
+    w: Any
+    x: Any = None
+
+    def step(self):
+        return replace(self, w=self.w + 1, x=jnp.ones(3))
+
+
+@pytest.mark.parametrize("axis", [2, -1, 1, -2, 0, -3])
+@pytest.mark.parametrize("excluded", [None, "x"])
+def test_any_lane_axis_under_where(axis, excluded):
+    """Lanes are cut along it, keep what they had along it, and lie in front then."""
+    shape = [2, 3, 4]
+    w = jnp.arange(24.0).reshape(shape)
+    rows = jnp.moveaxis(w, axis, 0)
+    done = jnp.arange(len(rows)) % 2 == 0
+    options: Any = {"axis_size": len(rows), "in_axes": Cube(axis, None)}
+    if excluded:
+        model, delta = vmap_call_all_fns(
+            Cube(w), "step", state_to_exclude=PathContains("x"), **options
+        )
+        assert model.x.shape == (3,)
+        assert model.w.tolist() == (rows + 1).tolist()
+        assert (delta.in_axes.w, delta.in_axes.x) == (0, None)
+        return
+    model, _ = vmap_call_all_fns(Cube(w, jnp.zeros(3)), "step", where=done, **options)
+    kept = jnp.where(done[:, None, None], rows + 1, rows)
+    assert model.w.tolist() == kept.tolist()
+    assert model.x.tolist() == [[float(is_done)] * 3 for is_done in done]
+
+
+@pytest.mark.parametrize("outer", [jax.vmap, jax.jit])
+def test_a_mask_that_is_traced_where_nothing_else_is(outer):
+    w = jnp.arange(4.0)
+
+    def run(mask):
+        model, _ = vmap_call_all_fns(
+            Cube(w, jnp.zeros(3)),
+            "step",
+            axis_size=4,
+            in_axes=Cube(0, None),
+            where=mask,
+        )
+        return model.w
+
+    masks = jnp.array([[True, False, True, False], [False, False, True, True]])
+    if outer is jax.jit:
+        assert jax.jit(run)(masks[0]).tolist() == [1.0, 1.0, 3.0, 3.0]
+        return
+    expected = [jnp.where(mask, w + 1, w).tolist() for mask in masks]
+    assert jax.vmap(run)(masks).tolist() == expected

@@ -1,5 +1,6 @@
 """`chorax.lanes`: taking batched models apart and putting them together."""
 
+import copy
 import functools
 import os
 import re
@@ -243,6 +244,196 @@ def test_inside_jit_with_traced_indices_and_masks():
     oracle.assert_same(stacked, jnp.stack([v[2], v[2]]))
 
 
+# What is NumPy's is left to NumPy.
+
+
+def hosted():
+    """Leaves that JAX would change, the lanes of one of them behind."""
+    batched = {
+        "id": np.array([[3_000_000_000, 1], [2, 2**60], [5, 6], [7, 8]]),
+        "x": np.array([1e300, -1e-300, 0.0, 1.0]),
+        "flag": np.array([True, False, True, True]),
+        "behind": np.arange(8, dtype=np.uint64).reshape(2, 4),
+        "j": jnp.arange(4),
+    }
+    return batched, {"id": 0, "x": 0, "flag": 0, "behind": 1, "j": 0}
+
+
+def assert_hosted(found, expected):
+    for name, x in found.items():
+        assert isinstance(x, jax.Array) == (name == "j"), name
+        assert x.dtype == expected[name].dtype, name
+        np.testing.assert_array_equal(x, expected[name], strict=True)
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_numpy_leaves_are_taken_by_numpy(index):
+    batched, axes = hosted()
+    is_array = isinstance(index, jax.Array | list)
+    plain = np.asarray(index, int if index is INDICES["nothing"] else None)
+    plain = plain if is_array else index
+    expected = {
+        name: x[:, plain] if axes[name] else x[plain] for name, x in batched.items()
+    }
+    assert_hosted(lanes.take(batched, axes, index), expected)
+    member: Any = lanes.Ensemble(batched, axes)[index]
+    member = member.model if isinstance(member, lanes.Ensemble) else member
+    assert_hosted(member, expected)
+
+
+def test_numpy_leaves_stay_what_they_are():
+    batched, axes = hosted()
+    for found in (lanes.unstack(batched, axes), list(lanes.Ensemble(batched, axes))):
+        for index, member in enumerate(found):
+            assert_hosted(member, lanes.take(batched, axes, index))
+    in_front = batched | {"behind": batched["behind"].T}
+    back, front = lanes.stack(lanes.unstack(batched, axes))
+    assert front == dict.fromkeys(axes, 0)
+    assert_hosted(back, in_front)
+    halves = [lanes.take(batched, axes, x) for x in (slice(3), [3])]
+    assert_hosted(lanes.concatenate(halves, axes), batched)
+    again, _ = lanes.broadcast(lanes.take(batched, axes, 0), 2)
+    assert_hosted(lanes.take(again, front, 1), lanes.take(batched, axes, 0))
+    assert again["x"].flags.writeable
+    turned = lanes.take(batched, axes, [3, 1, 2, 0])
+    for mask in ([True, False, True, True], jnp.array([True, False, True, True])):
+        assert_hosted(lanes.where(mask, turned, batched, axes), turned)
+
+
+def test_numpy_leaves_where_something_is_traced():
+    batched, axes = {"x": np.arange(3.0)}, {"x": 0}
+
+    @jax.jit
+    def call(index, mask):
+        known = lanes.where([True, False, False], {"x": np.ones(3)}, batched, axes)
+        assert isinstance(known["x"], np.ndarray)
+        assert isinstance(lanes.take(known, axes, [0, 1])["x"], np.ndarray)
+        taken = lanes.take(known, axes, index), lanes.take(known, axes, index[None])
+        return taken, lanes.where(mask, known, batched, axes)
+
+    (one, some), chosen = call(jnp.array(2), jnp.array([True, False, True]))
+    assert (one["x"], some["x"].tolist()) == (2.0, [2.0])
+    assert chosen["x"].tolist() == [1.0, 1.0, 2.0]
+
+
+def test_other_leaves_of_a_column_are_those_of_jax():
+    one, two = {"x": np.zeros(2, np.float32)}, {"x": jnp.ones(2, jnp.float32)}
+    found = [
+        lanes.stack([one, two])[0],
+        lanes.concatenate([one, two], 0),
+        lanes.where([True, False], two, one, 0),
+    ]
+    assert all(isinstance(made["x"], jax.Array) for made in found)
+    assert found[2]["x"].tolist() == [1.0, 0.0]
+    wide = {"x": np.zeros(2, np.float64)}
+    with pytest.raises(ValueError, match=r"differ: float32\[2\] against float64\[2\]"):
+        lanes.stack([one, wide])
+
+
+FOREIGN = {
+    "strings": np.array(["a", "b"]),
+    "objects": np.array([None, {}]),
+    "dates": np.array(["2020-01-01", "2021-01-01"], "datetime64[D]"),
+    "times": np.array([1, 2], "timedelta64[s]"),
+    "records": np.array([(1,), (2,)], [("a", int)]),
+}
+
+
+def foreign(name):
+    return {"name": copy.deepcopy(FOREIGN[name]), "x": jnp.ones(2)}
+
+
+WITH_LANES: dict[str, Any] = {
+    "unstack": lambda model: lanes.unstack(model, 0),
+    "take": lambda model: lanes.take(model, 0, 0),
+    "where": lambda model: lanes.where([True, False], model, model, 0),
+    "concatenate": lambda model: lanes.concatenate([model, model], 0),
+    "Ensemble": lambda model: lanes.Ensemble(model, 0),
+    "vmap": lambda model: lanes.Ensemble(jnp.ones(2), 0).vmap(len, in_axes=0)(model),
+    "in_axes": lambda model: chorax.vmap_call_all_fns(
+        [cell(0), model], "go", axis_size=2, in_axes=[None, 0]
+    ),
+    "args_in_axes": lambda model: chorax.vmap_call_all_fns(
+        cell(0), "go", model, axis_size=2, args_in_axes=0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("use", WITH_LANES)
+def test_what_jax_does_not_take_is_not_mapped(name, use):
+    text = (
+        f"name` along axis 0, but JAX does not take its dtype, {FOREIGN[name].dtype}. "
+        "Use `None` there to share it."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        WITH_LANES[use](foreign(name))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_jax_does_not_take_is_shared(name):
+    model, other = foreign(name), foreign(name)
+    text = (
+        "`name` can't have a lane axis: JAX does not take its dtype, "
+        f"{FOREIGN[name].dtype}. Share it, by "
+    )
+    with pytest.raises(ValueError, match=re.escape(f"{text}`share=`.")):
+        lanes.stack([model, other])
+    with pytest.raises(ValueError, match=re.escape(f"{text}`filter=`.")):
+        lanes.broadcast(model, 3)
+    names = chorax.filters.PathContains("name")
+    batched, axes = lanes.stack([model, other], share=names)
+    for found in (
+        batched,
+        lanes.unstack(batched, axes)[1],
+        lanes.where([True, False], batched | {"name": other["name"]}, batched, axes),
+        lanes.concatenate([batched, lanes.stack([other], share=names)[0]], axes),
+        lanes.broadcast(model, 2, ~names)[0],
+    ):
+        assert found["name"] is model["name"]
+    other["name"] = model["name"][::-1]
+    with pytest.raises(ValueError, match=r"`name` .* have other values, but no"):
+        lanes.stack([model, other], share=names)
+
+
+class Table(eqx.Module):
+    w: Any
+    rows: Any = eqx.field(static=True)
+
+
+def table(last=3.0, dtype: Any = float):
+    return {"t": Table(jnp.ones(2), {"a": (np.array([1.0, 2.0, last], dtype), "b")})}
+
+
+# Equinox has something against them.
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_arrays_in_static_fields():
+    one, same = table(), table()
+    batched, axes = lanes.stack([one, same])
+    assert batched["t"].w.shape == (2, 2)
+    other_axes = lanes.stack([same])[1]
+    assert len(lanes.unstack(batched, other_axes)) == 2
+    assert lanes.concatenate([batched, lanes.stack([same])[0]], axes)["t"].w.shape == (
+        3,
+        2,
+    )
+    assert lanes.where([True, False], lanes.stack([same] * 2)[0], batched, axes)[
+        "t"
+    ].rows
+    text = r"differ at `t\.rows`: .*: \{'a': \(float64\[3\], 'b'\)\}; .*: another \{'a'"
+    for other in (table(4.0), table(float("nan"))):
+        uses: list[Any] = [
+            lambda other=other: lanes.stack([one, other]),
+            lambda other=other: lanes.concatenate([one, other], 0),
+            lambda other=other: lanes.where([True, False], other, one, 0),
+        ]
+        for use in uses:
+            with pytest.raises(ValueError, match=text):
+                use()
+    with pytest.raises(ValueError, match=r"`t\.rows`: .*float64.*: .*float32"):
+        lanes.stack([one, table(dtype=np.float32)])
+
+
 @pytest.mark.slow
 def test_inside_grad_vmap_and_scan():
     _, batched, delta = shared_net()
@@ -324,6 +515,66 @@ def test_functions_that_constructors_make_anew():
     other["p"] = functools.partial(one["f"], scale=7)
     with pytest.raises(ValueError, match="`p` of model 0 and model 1 differ"):
         lanes.stack([one, other])
+
+
+class Tied(eqx.Module):
+    """Its two marks and its functions are made anew by each constructor."""
+
+    layers: eqx.nn.Shared
+    mark: Any
+
+    def __init__(self, key, mark=None):
+        linears = [eqx.nn.Linear(2, 2, key=k) for k in jax.random.split(key)]
+        self.layers = eqx.nn.Shared(
+            linears, where=lambda x: x[1].weight, get=lambda x: x[0].weight
+        )
+        self.mark = Mark() if mark is None else mark
+
+    def __call__(self, x):
+        one, two = self.layers()
+        return two(one(x))
+
+
+class Mark:
+    __slots__ = ("__weakref__", "size")
+
+
+class Sized(Mark):
+    def __init__(self, size):
+        self.size = size
+
+
+def test_marks_that_constructors_make_anew(lane_key):
+    keys = jax.random.split(lane_key, 3)
+    models = [Tied(k) for k in keys]
+    batched, axes = lanes.stack(models)
+    made = lanes.Ensemble(batched, axes)
+    assert made.model.mark is models[0].mark
+    x = jnp.ones(2)
+    np.testing.assert_allclose(made(x), [m(x) for m in models], rtol=1e-5)
+    again, _ = lanes.stack([Tied(k) for k in keys[::-1]])
+    assert len(lanes.Ensemble(lanes.concatenate([batched, again], axes), axes)) == 6
+    mixed = lanes.where([True, False, False], again, batched, axes)
+    assert mixed.mark is models[0].mark
+    expected = [models[i](x) for i in (2, 1, 2)]
+    np.testing.assert_allclose(lanes.Ensemble(mixed, axes)(x), expected, rtol=1e-5)
+
+
+NO_MARKS = {
+    "of another class": (Mark(), Sized(1)),
+    "with a value": (Sized(1), Sized(1)),
+    "jitted": (jnp.sin, jnp.cos),
+    "of NumPy": (np.sin, np.cos),
+    "built in": (len, print),
+    "signs": (0.0, -0.0),
+    "types": (1, True),
+}
+
+
+@pytest.mark.parametrize("marks", NO_MARKS.values(), ids=NO_MARKS)
+def test_what_holds_something_is_no_mark(marks, lane_key):
+    with pytest.raises(ValueError, match="`mark` of model 0 and model 1 differ"):
+        lanes.stack([Tied(lane_key, mark) for mark in marks])
 
 
 @pytest.mark.slow

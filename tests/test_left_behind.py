@@ -279,7 +279,7 @@ FAILING: dict[str, tuple[Any, type[BaseException], str]] = {
     "static": (
         lambda net, key: in_lanes(net, "freeze"),
         TypeError,
-        "put a traced array into a static field",
+        "put a traced array into the static field `x.value`",
     ),
     "gone": (
         lambda net, key: alone(net, "prune"),

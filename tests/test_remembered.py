@@ -325,26 +325,6 @@ def test_warnings_come_again(key):
             call_all_fns([Draw(2), Draw(2)], "step", key=key)
 
 
-def test_written_is_what_is_another_object_each_time():
-    old, new = "".join(["o", "ld"]), "".join(["n", "ew"])
-
-    class Node(eqx.Module):
-        name: str
-        x: Any = None
-
-        def step(self):
-            return replace(self, name=new, x=jnp.zeros(()))
-
-    def written(name):
-        return call_all_fns([Node(name)], "step")[1].paths
-
-    other = "".join(["n", "ew"])
-    for _ in range(2):
-        assert written(old) == ("0.name", "0.x")
-        assert written(other) == ("0.name", "0.x")
-        assert written(new) == ("0.x",)
-
-
 def test_bad_use_is_found_again():
     net = [Read(jnp.ones(3))]
     axes = [Read(0, None)]  # pyright: ignore[reportArgumentType]

@@ -224,22 +224,6 @@ def test_equal_floats_are_one_kind_and_stay_their_own_objects(runs):
     assert delta.paths == ("0.v", "1.v", "2.v")
 
 
-def test_a_constant_equal_to_what_was_there_is_decided_by_identity():
-    mine = 0.7
-
-    class Node(eqx.Module):
-        tau: float
-
-        def step(self):
-            return replace(self, tau=mine)
-
-    net = [Node(mine), Node(float("0.7"))]
-    _, delta = call_all_fns(net, "step")
-    assert delta.paths == ("1.tau",)
-    _, delta = call_all_fns(net[::-1], "step")
-    assert delta.paths == ("0.tau",)
-
-
 def test_settings_of_jax_are_part_of_what_is_remembered(runs):
     Node = counting(runs)
     net = Node(jnp.zeros(3))

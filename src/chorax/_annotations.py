@@ -91,7 +91,7 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
         slot, _ = draft.find(node.path)
         refs, structure = jtu.tree_flatten(slot.current())
         own = [specs[cast(Ref, ref).name] for ref in refs]
-        seen = in_levels(own, levels_of(draft, node, structure))
+        seen = in_levels(own, levels_of(draft, node, structure, specs))
         check_node_once(structure, seen, node.path, sight)
 
 

@@ -210,8 +210,9 @@ def _count(step: Step) -> int:
 def _go_together(group: Sequence[Arranged], step: Step) -> bool:
     arrays = _count(step) + sum(_count(each.step) for each in group)
     is_room = len(group) < _STEPS_IN_ONE and arrays <= _ARRAYS_IN_ONE
-    are_small = all(each.layout.apart for each in group)
-    return are_small and is_room and step.wave == group[0].step.wave
+    first = group[0].step
+    are_small = all(each.layout.apart for each in group) and step.wave == first.wave
+    return are_small and is_room and set(step.places) == set(first.places)
 
 
 def _group(members: tuple[Arranged, ...], wanted: set[int]) -> Together | Alone:

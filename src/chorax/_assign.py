@@ -1,13 +1,14 @@
-"""Loading a state dict into a model."""
+"""Loading a state dict, or a saved tree, into a model."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any, cast, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._paths import dotted, Path, place, walk
+from ._paths import dotted, names_of, Path, place, walk
 from ._typed import typed
 
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 @typed(mappings="a mapping from paths to values, as `delta.to_dict()` makes")
 def assign_state_values(
     target: T, *mappings: Mapping[Any, Any]
-) -> tuple[T, list[Any], list[str]]:
+) -> tuple[T, list[Any], list[str | Path]]:
     """Puts values into a model by the paths of its leaves.
 
     The counterpart of `StateDelta.to_dict`, for values whose delta is gone; where the
@@ -28,13 +29,18 @@ def assign_state_values(
     - `target`: any PyTree. It is left unchanged.
     - `mappings`: from dotted paths (`"layers.0.v"`), or from paths as tuples
         (`("layers", 0, "v")`), to values. Where several name a leaf, the last one wins.
-        A `None` in the model is a place for a value too. Shapes are not compared, so
-        that states with a lane axis fit into a model without one.
+        A mapping, a list or a tuple under a key that names no leaf goes on below it, as
+        in what orbax restores: `{"layers": [{"v": ...}]}`, or `{"layers": {"0": ...}}`.
+        A `None` in there is no value. One in the model is a place for a value too.
+        Shapes are not compared, so that states with a lane axis fit into a model
+        without one.
 
     **Returns:**
 
-    A triple of the new model, the keys that name no leaf of it (as they were given),
-    and the dotted paths of its array leaves that no key named.
+    A triple of the new model, the keys that name no leaf of it (as they were given; a
+    tuple of them where one was below another), and the dotted paths of its array leaves
+    that no key named. Where several leaves share one, each is there by its path as a
+    tuple.
 
     **Raises:** `TypeError` for what is no mapping, `ValueError` for a dotted path that
     several leaves share: give it as a tuple.
@@ -54,43 +60,78 @@ def assign_state_values(
     leaves, structure = jtu.tree_flatten(target, is_leaf=_is_none)
     places = [path for path, x, is_leaf in walk(target) if is_leaf or x is None]
     by_path = {path: index for index, path in enumerate(places)}
-    by_name: dict[str, list[int]] = {}
-    for index, path in enumerate(places):
-        by_name.setdefault(dotted(path), []).append(index)
+    by_name: dict[str, list[Path]] = {}
+    for path in places:
+        by_name.setdefault(dotted(path), []).append(path)
 
     named: set[int] = set()
-    unexpected: list[Any] = []
-    for key, value in ((k, v) for mapping in mappings for k, v in mapping.items()):
-        found = _find(key, by_path, by_name)
-        if found is not None:
+    unexpected: dict[Any, None] = {}
+    pending = _below((), [row for each in mappings for row in each.items()])
+    while pending:
+        keys, value = pending.pop()
+        if value is None and len(keys) > 1:
+            continue  # Nothing was saved there.
+        found = _find(keys, by_path, by_name)
+        rows = _rows(value) if found is None else None
+        if rows is not None:
+            pending += _below(keys, rows)
+        elif found is None:
+            unexpected[keys[0] if len(keys) == 1 else keys] = None
+        else:
             try:
                 leaves[found] = _value(value, leaves[found])
             except Exception as error:
                 error.add_note(f"Raised by the value for {place(places[found])}.")
                 raise
             named.add(found)
-        elif key not in unexpected:
-            unexpected.append(key)
     missing = [
-        dotted(path)
-        for index, path in enumerate(places)
+        name
+        for index, name in enumerate(names_of(places))
         if index not in named and eqx.is_array(leaves[index])
     ]
-    return jtu.tree_unflatten(structure, leaves), unexpected, missing
+    return jtu.tree_unflatten(structure, leaves), list(unexpected), missing
+
+
+def _below(
+    keys: tuple[Any, ...], rows: Iterable[tuple[Any, Any]]
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """What is under these keys, to be taken from the end."""
+    return [((*keys, key), value) for key, value in rows][::-1]
+
+
+def _rows(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Keys and values of a mapping or a sequence; `None` for all else."""
+    if isinstance(value, Mapping):
+        return cast(Mapping[Any, Any], value).items()
+    if not isinstance(value, list | tuple):
+        return None
+    items = cast(Iterable[Any], value)
+    # A named tuple has names for them.
+    names = getattr(items, "_fields", None)
+    return enumerate(items) if names is None else zip(names, items, strict=True)
 
 
 def _find(
-    key: Any, by_path: Mapping[Path, int], by_name: Mapping[str, list[int]]
+    keys: tuple[Any, ...],
+    by_path: Mapping[Any, int],
+    by_name: Mapping[str, list[Path]],
 ) -> int | None:
-    if isinstance(key, tuple):
-        return by_path.get(cast(Path, key))
-    found = by_name.get(key, []) if isinstance(key, str) else []
+    """The leaf that keys name, each of which goes on below the one before."""
+    steps = [cast(Any, key if isinstance(key, tuple) else (key,)) for key in keys]
+    path: tuple[Any, ...] = tuple(itertools.chain.from_iterable(steps))
+    # A text with a dot may stand for several steps; all else can be told exactly.
+    has_dots = any(isinstance(key, str) and "." in key for key in keys)
+    if path in by_path and not has_dots:
+        return by_path[path]
+    found = by_name.get(".".join(map(str, path)), [])
     if len(found) > 1:
+        alike = len({tuple(map(str, each)) for each in found}) == 1
+        why = "two keys read the same" if alike else "a dictionary key has a dot in it"
         raise ValueError(
-            f"{len(found)} leaves have the dotted path `{key}`, because a dictionary "
-            "key has a dot in it: name the leaf by its path as a tuple."
+            f"{len(found)} leaves have the dotted path {place(found[0])}, because "
+            f"{why}: name the leaf by its path as a tuple."
         )
-    return found[0] if found else None
+    return by_path[found[0]] if found else None
 
 
 def _value(new: Any, old: Any) -> Any:

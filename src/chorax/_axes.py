@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 
-from ._paths import leaf_paths, Level, open_level, Path, place
+from ._paths import leaf_paths, Level, open_level, Path, place, same_structure
 from ._show import short, shown, with_article
 
 
@@ -33,7 +35,7 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
         above, below = open_level(axis), open_level(part)
         if above is None:
             _checked(axis, name, path)
-        if above is None or below is None or above.shell != below.shell:
+        if not above or not below or not same_structure(above.shell, below.shell):
             raise ValueError(
                 f"`{name}` must be a prefix of the tree it describes, but they part at "
                 f"{place(path)}: {_show(axis, above)} against {_show(part, below)}."
@@ -78,7 +80,7 @@ def check_leaf_lengths(
             continue
         shape = leaf.shape if eqx.is_array(leaf) else ()
         in_range = -len(shape) <= axis < len(shape)
-        if in_range and shape[axis] == size:
+        if in_range and shape[axis] == size and not is_foreign(leaf):
             continue
         path = leaf_paths(structure)[index]
         where = f"`{name}` maps {place(path)} along axis {axis}"
@@ -87,11 +89,29 @@ def check_leaf_lengths(
                 f"{where}, but it is no array: {shown(leaf)}. "
                 "Use `None` there, or `eqx.if_array(0)` to map the arrays only."
             )
+        if is_foreign(leaf):
+            raise ValueError(
+                f"{where}, but {not_taken(leaf)}. Use `None` there to share it."
+            )
         found = f"has {shape[axis]} there" if in_range else "has no such axis"
         raise ValueError(
             f"{where}, which must be `axis_size` = {size} long, but it {found}: its "
             f"shape is {shape}. Map it along its lane axis, or use `None` to share it."
         )
+
+
+def is_foreign(leaf: Any) -> bool:
+    """Whether it is a NumPy array that JAX does not take: of strings, say."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return False
+    dtype: Any = cast(Any, leaf).dtype
+    is_number = jnp.issubdtype(dtype, np.number) and dtype.kind != "m"
+    return not is_number and dtype != np.bool_
+
+
+def not_taken(leaf: Any) -> str:
+    """What an error says of such an array."""
+    return f"JAX does not take its dtype, {leaf.dtype}"
 
 
 def _show(tree: Any, level: Level | None) -> str:

@@ -47,7 +47,7 @@ def _run(target: Any, request: Request) -> tuple[Any, StateDelta[Any], dict[str,
         dotted(each.path): jtu.tree_unflatten(each.structure, made)
         for each, made in zip(plan.aux, aux_values, strict=True)
     }
-    is_same = not recipe.changes_structure
+    is_use = recipe.changes_structure or request.has_aux
     label, calls = request.label, recipe.calls
-    warn(writing_warnings(recipe.written, is_same, walked, label, calls))
+    warn(writing_warnings(recipe.written, walked, label, calls, is_use))
     return model, delta, aux

@@ -125,8 +125,15 @@ def _token(closed: Any) -> Hashable:
         sources = tuple(map(read, each.invars))
         rows = tuple((name, _parameter(each.params[name])) for name in each.params)
         outputs = tuple(map(define, each.outvars))
-        equations.append((each.primitive, sources, rows, outputs))
+        equations.append((each.primitive, sources, rows, outputs, _context(each.ctx)))
     return inputs, tuple(equations), tuple(map(read, jaxpr.outvars))
+
+
+def _context(context: Any) -> Hashable:
+    """The settings that an equation was traced under, and is lowered under."""
+    names: tuple[str, ...] = (*cast(Any, type(context)).__slots__,)
+    values = (getattr(context, name, None) for name in names if name != "__weakref__")
+    return tuple(map(_parameter, values))
 
 
 def _parameter(value: Any) -> Hashable:

@@ -1,6 +1,5 @@
 """State deltas: exactly what a call wrote, as a value of its own."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast, Generic, TypeVar
 
@@ -8,7 +7,16 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from ._holder import undo_lanes
-from ._paths import dotted, first_difference, leaf_paths, Path, place
+from ._paths import (
+    dotted,
+    first_difference,
+    leaf_paths,
+    names_of,
+    Path,
+    place,
+    same_structure,
+)
+from ._same import is_same
 from ._table import counted, in_bytes, Row, size_of, Table, value_cells
 from ._typed import typed
 from .filters import Filter, to_predicate
@@ -74,9 +82,12 @@ class StateDelta(eqx.Module, Generic[T]):
         return tuple(dotted(path) for path, _, _ in self._rows())
 
     @property
-    def tags(self) -> dict[str, frozenset[str]]:
-        """The tags of each written leaf, by dotted path."""
-        return {dotted(path): tags for path, _, tags in self._rows()}
+    def tags(self) -> dict[str | Path, frozenset[str]]:
+        """The tags of each written leaf, by dotted path; by its path as a tuple, where
+        several have that one."""
+        rows = self._rows()
+        names = names_of([path for path, _, _ in rows])
+        return dict(zip(names, [tags for _, _, tags in rows], strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """The written values by dotted path: a state dict, which
@@ -155,7 +166,7 @@ class StateDelta(eqx.Module, Generic[T]):
     def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
         if not isinstance(cast(object, later), StateDelta):
             return NotImplemented
-        if self.after not in (later.before, later.after):
+        if not any(same_structure(self.after, x) for x in (later.before, later.after)):
             raise ValueError(
                 "These deltas do not follow one another: "
                 + _mismatch(self.after, later.before, "earlier", "later")
@@ -257,9 +268,9 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
     """
     leaves, structure = jtu.tree_flatten(model)
     rows = delta.leaves()
-    if structure == delta.after:
+    if same_structure(structure, delta.after):
         old = leaves
-    elif structure == delta.before:
+    elif same_structure(structure, delta.before):
         by_path = dict(zip(leaf_paths(structure), leaves, strict=True))
         old = [by_path.get(path) for path, _, _, _ in rows]
     else:
@@ -276,8 +287,10 @@ def diff(old: Any, new: T) -> "StateDelta[T]":
 
     **Arguments:**
 
-    - `old`, `new`: two PyTrees. A leaf of `new` was written if it is not the very
-        object that `old` has at the same path.
+    - `old`, `new`: two PyTrees. An array of `new` was written if it is not the very
+        object that `old` has at the same path; any other leaf if its type, its `==` or
+        the `repr` of a number tells it apart, or if it can't be compared so and is
+        another object. Marks that hold nothing, as `eqx.nn.Shared` makes, are equal.
 
     **Returns:**
 
@@ -293,10 +306,8 @@ def diff(old: Any, new: T) -> "StateDelta[T]":
     old_leaves, before = jtu.tree_flatten(old)
     leaves, after = jtu.tree_flatten(new)
     by_path = dict(zip(leaf_paths(before), old_leaves, strict=True))
-    missing = object()
-    paths = leaf_paths(after)
-    pairs = zip(paths, leaves, strict=True)
-    written = [x is not by_path.get(path, missing) for path, x in pairs]
+    pairs = zip(leaf_paths(after), leaves, strict=True)
+    written = [p not in by_path or not is_same(by_path[p], x) for p, x in pairs]
     count = len(leaves)
     values = [x if w else None for x, w in zip(leaves, written, strict=True)]
     none, untagged = [None] * count, [frozenset[str]()] * count
@@ -334,20 +345,16 @@ def plain_axes(in_axes: Any) -> Any:
 
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
     """The lane axis of every leaf, where `in_axes` is the delta of such a model."""
-    if isinstance(in_axes, StateDelta) and in_axes.after == structure:
+    if isinstance(in_axes, StateDelta):
         delta = cast(StateDelta[Any], in_axes)
-        return delta._axes  # pyright: ignore[reportPrivateUsage]
+        if same_structure(delta.after, structure):
+            return delta._axes  # pyright: ignore[reportPrivateUsage]
     return None
 
 
 def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
     """The tags of a delta's leaves, by path."""
     return {path: tags for path, _, _, tags in delta.leaves() if tags}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    index: int
 
 
 def _mismatch(

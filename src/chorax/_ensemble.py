@@ -6,9 +6,9 @@ from typing import Any, cast, Generic, overload, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
-from ._axes import argument_axes, keyword_axes
+from ._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
 from ._holder import LaneHolder
-from ._lane_axes import count_lanes, lane_axes, take_lanes
+from ._lane_axes import agreed_count, count_lanes, lane_axes, LaneAxes, take_lanes
 from ._paths import leaf_paths
 from ._replace import replace
 from ._table import counted, in_bytes, is_array_like, Row, size_of, Table, value_cells
@@ -18,8 +18,23 @@ from ._typed import typed
 M = TypeVar("M")
 
 
+class _Hint(int):
+    """A number of lanes that structures are not compared by: where leaves tell it,
+    there is one structure for all numbers, as for other batched models. A remembered
+    call goes by the `repr`."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hint)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(_Hint)
+
+
 class Ensemble(LaneHolder, Generic[M]):
-    """A batched model that knows its lanes.
+    """A batched model that knows its lanes, as many as its leaves have.
 
     Calling it calls the model in every lane. It is a module like any other: gradients,
     optax, serialisation and `eqx.nn.inference_mode` work on it, and it can be a field
@@ -53,17 +68,35 @@ class Ensemble(LaneHolder, Generic[M]):
     """
 
     model: M
-    axis_size: int = eqx.field(static=True, repr=False)
+    size_when_made: int = eqx.field(static=True, repr=False)
 
     def __init__(self, model: M, axes: Any) -> None:
         found = lane_axes(model, axes)
         paths = leaf_paths(found.structure)
         pairs = zip(paths, found.axes, strict=True)
         self.model = model
-        self.axis_size = found.size
+        is_told = any(axis is not None for axis in found.axes)
+        # Where no leaf does, nothing else would tell one trace from another.
+        self.size_when_made = _Hint(found.size) if is_told else found.size
         self.mapped = frozenset(
             (path, axis) for path, axis in pairs if axis is not None
         )
+
+    @property
+    def axis_size(self) -> int:
+        """The number of lanes: that of the leaves, or what it was when it was made, as
+        long as no leaf with lanes is there."""
+        return self._lanes().size
+
+    def _lanes(self) -> LaneAxes:
+        known = dict(self.mapped)
+        leaves, structure = jtu.tree_flatten(self.model)
+        # What a transformation has put in place of arrays has no lanes.
+        pairs = zip(leaf_paths(structure), leaves, strict=True)
+        axes = tuple(known.get(path) if eqx.is_array(x) else None for path, x in pairs)
+        told = agreed_count(leaves, structure, axes, "axes")
+        size = int(self.size_when_made) if told is None else told
+        return LaneAxes(leaves, structure, axes, size)
 
     @property
     def axes(self) -> M:
@@ -96,7 +129,8 @@ class Ensemble(LaneHolder, Generic[M]):
             front.
         - `axis_name`: as in `jax.vmap`.
 
-        **Returns:** a function of `args` and `kwargs`.
+        **Returns:** a function of `args` and `kwargs`, which raises `ValueError` for
+        one that is to be mapped and has another number of lanes.
 
         ```python
         >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
@@ -113,17 +147,18 @@ class Ensemble(LaneHolder, Generic[M]):
             return fn(model, *args, **kwargs)
 
         def over_lanes(*args: Any, **kwargs: Any) -> Any:
-            axes = (
-                self.axes,
-                argument_axes(args, in_axes),
-                keyword_axes(kwargs, kwargs_in_axes),
-            )
+            lanes = self._lanes()
+            size = lanes.size
+            own = argument_axes(args, in_axes)
+            check_lengths(args, resolve_axes(args, own, "in_axes"), size, "in_axes")
+            named, name = keyword_axes(kwargs, kwargs_in_axes), "kwargs_in_axes"
+            check_lengths(kwargs, resolve_axes(kwargs, named, name), size, name)
             mapped = cast(Any, eqx).filter_vmap(
                 call,
-                in_axes=axes,
+                in_axes=(lanes.rebuild(list(lanes.axes)), own, named),
                 out_axes=eqx.if_array(0) if out_axes is ... else out_axes,
                 axis_name=axis_name,
-                axis_size=self.axis_size,
+                axis_size=size,
             )
             return mapped(self.model, args, kwargs)
 
@@ -152,16 +187,17 @@ class Ensemble(LaneHolder, Generic[M]):
     def __getitem__(self, index: Any) -> Any:
         """The member at an index; an ensemble of the members in a slice, a mask or an
         array of indices."""
-        lanes = lane_axes(self.model, self.axes, self.axis_size)
+        lanes = self._lanes()
         taken, drops_axis = take_lanes(lanes, index)
         if drops_axis:
             return taken
         # Also the axes of leaves that are not there for the moment.
-        size = count_lanes(lanes.size, index)
-        return replace(self, model=taken, axis_size=size)
+        size = type(self.size_when_made)(count_lanes(lanes.size, index))
+        return replace(self, model=taken, size_when_made=size)
 
     def __iter__(self) -> Iterator[M]:
-        return iter([self[index] for index in range(self.axis_size)])
+        lanes = self._lanes()
+        return iter([take_lanes(lanes, index)[0] for index in range(lanes.size)])
 
     def __repr__(self) -> str:
         return self._table().text()
@@ -171,6 +207,10 @@ class Ensemble(LaneHolder, Generic[M]):
 
     def _table(self) -> Table:
         known = dict(self.mapped)
+        try:
+            size = self.axis_size
+        except ValueError:  # Leaves disagree, for which this is not the place.
+            size = self.size_when_made
         leaves, structure = jtu.tree_flatten(self.model)
         pairs = list(zip(leaf_paths(structure), leaves, strict=True))
         rows = tuple(
@@ -180,7 +220,7 @@ class Ensemble(LaneHolder, Generic[M]):
         )
         shared = sum(path not in known for path, x in pairs if is_array_like(x))
         parts = [
-            f"{counted(self.axis_size, 'lane')} of {type(self.model).__name__}",
+            f"{counted(size, 'lane')} of {type(self.model).__name__}",
             counted(len(rows) - shared, "leaf with lanes", "leaves with lanes"),
             f"{shared} shared",
             in_bytes(sum(row.size or 0 for row in rows)),

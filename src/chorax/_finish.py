@@ -1,8 +1,9 @@
 """From values to results: the leaves of the new model, and what to say of them."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -14,9 +15,10 @@ from ._delta import make_delta
 from ._excludes import Excludes
 from ._kind import ArraySpec, StaticSpec
 from ._nodes import Walked
-from ._paths import first_difference, leaf_paths, Path, place
+from ._paths import first_difference, leaf_paths, Path, place, same_structure
 from ._plan import Plan
 from ._request import Request
+from ._same import is_same as is_unchanged
 from ._show import short
 
 
@@ -40,7 +42,7 @@ def place_leaves(
 ) -> tuple[Placed, ...]:
     """Says of each leaf of the result where it comes from; errors where it can't be."""
     paths = walked.leaf_paths
-    if plan.structure != walked.structure:
+    if not same_structure(plan.structure, walked.structure):
         paths = leaf_paths(plan.structure)
     originals = {path: index for index, path in enumerate(walked.leaf_paths)}
     placed: list[Placed] = []
@@ -58,32 +60,27 @@ def place_leaves(
 
 
 def is_same(plan: Plan, original: int, name: int) -> bool:
-    """Whether two values are the very same object."""
+    """Whether nobody can tell two values apart."""
     if original == name:
         return True
     old, new = plan.specs[original], plan.specs[name]
-    return (
-        isinstance(old, StaticSpec)
-        and isinstance(new, StaticSpec)
-        and old.value is new.value
-    )
+    if not (isinstance(old, StaticSpec) and isinstance(new, StaticSpec)):
+        return False
+    return is_unchanged(old.value, new.value)
 
 
 def _exclude(placed: list[Placed], plan: Plan, excludes: Excludes) -> list[Placed]:
-    written = [leaf for leaf in placed if leaf.has_lanes]
-    excluded = excludes([(leaf.path, plan.specs[leaf.name]) for leaf in written])
-    without = {
-        leaf.path for leaf, is_out in zip(written, excluded, strict=True) if is_out
+    written = {
+        leaf.path: cast(ArraySpec, plan.specs[leaf.name])
+        for leaf in placed
+        if leaf.has_lanes
     }
-    for leaf in written:
-        spec = plan.specs[leaf.name]
-        if (
-            leaf.path in without
-            and isinstance(spec, ArraySpec)
-            and spec.axis is not None
-        ):
+    answers = excludes((path, spec.struct) for path, spec in written.items())
+    without = dict.fromkeys(itertools.compress(written, answers))
+    for path in without:
+        if written[path].axis is not None:
             raise ValueError(
-                f"{place(leaf.path)} is excluded by `state_to_exclude`, so it is "
+                f"{place(path)} is excluded by `state_to_exclude`, so it is "
                 "written once for all lanes, but its value differs from lane to lane: "
                 "it depends on a key, a leaf or an argument that has one entry a lane. "
                 "Do not exclude it, or make it the same in all lanes (with `axis_name` "
@@ -232,19 +229,19 @@ def written_paths(
 
 
 def writing_warnings(
-    written: Sequence[Path],
-    same_structure: bool,
-    walked: Walked,
-    label: str,
-    calls: int,
+    written: Sequence[Path], walked: Walked, label: str, calls: int, is_use: bool
 ) -> Iterator[str]:
-    """What to warn of after a call: nothing written, or something shared written."""
+    """What to warn of after a call: nothing written, or something shared written.
+
+    `is_use` is whether it was of use in any case: it asked for `aux`, or changed the
+    structure.
+    """
     if not calls:
         yield (
             f"`{label}` wrote nothing at all: it was called on no node, for each is "
             "excluded or has no such method. `chorax.explain` tells which."
         )
-    elif not written and same_structure:
+    elif not written and not is_use:
         yield (
             f"`{label}` wrote nothing at all: no called node returned a changed leaf. "
             "Methods must return the updated node, as `chorax.replace(self, ...)`."

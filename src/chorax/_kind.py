@@ -12,11 +12,13 @@ from typing import Any, cast, TypeAlias
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import jax.core
+import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
-from ._memo import exact_structure, fingerprint
+from ._axes import is_foreign
+from ._memo import code_token, exact_structure, fingerprint
 from ._spread import LaneSharding
 
 
@@ -53,12 +55,14 @@ class ArraySpec:
     """An array as one lane sees it, and the axis along which the lanes lie.
 
     `host` is the type of a NumPy scalar, and the dtype of a NumPy array that JAX would
-    change: what the leaf is for as long as nobody writes it.
+    change: what the leaf is for as long as nobody writes it. `place` is where it is, if
+    its user has said so: arrays that are in other places do not run together.
     """
 
     struct: jax.ShapeDtypeStruct
     axis: int | None
     host: Hashable = None
+    place: Hashable = None
 
     @property
     def token(self) -> Hashable:
@@ -83,7 +87,7 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
     """What a trace has to know of a leaf."""
     if not eqx.is_array(leaf):
         return StaticSpec(leaf)
-    if _is_foreign(leaf):
+    if is_foreign(leaf):
         return StaticSpec(leaf)
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
     shape = list(leaf.shape)
@@ -96,16 +100,26 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
     elif isinstance(leaf, np.ndarray) and cast(Any, leaf).dtype != dtype:
         host = cast(Any, leaf).dtype
     struct = jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak)
-    return ArraySpec(struct, axis, host)
+    return ArraySpec(struct, axis, host, place_of(leaf))
 
 
-def _is_foreign(leaf: Any) -> bool:
-    """Whether it is a NumPy array that JAX does not take: of strings, say."""
-    if not isinstance(leaf, np.ndarray | np.generic):
-        return False
-    dtype: Any = cast(Any, leaf).dtype
-    is_number = jnp.issubdtype(dtype, np.number) and dtype.kind != "m"
-    return not is_number and dtype != np.bool_
+def place_of(leaf: Any) -> Hashable:
+    """The device or the layout of an array, `None` where JAX may choose. While tracing
+    only an explicit layout is known, which is a part of the type."""
+    if not isinstance(leaf, jax.Array):
+        return None
+    if isinstance(leaf, jax.core.Tracer):
+        found: Any = getattr(leaf.aval, "sharding", None)
+        return (
+            None if found is None or not any(found.spec) else (found.mesh, found.spec)
+        )
+    if not cast(Any, leaf).committed:
+        return None
+    found = leaf.sharding
+    if not isinstance(found, jax.sharding.NamedSharding):
+        return found
+    rest = (None,) * (leaf.ndim - len(found.spec))
+    return cast(Any, found).mesh, (*found.spec, *rest), found.memory_kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,7 +187,7 @@ class Kind:
     def token(self) -> Hashable:
         specs = tuple(spec.token for spec in self.specs)
         structure = exact_structure(self.structure)
-        definition = fingerprint(self.definition)
+        definition = code_token(self.definition)
         return structure, specs, definition, self.gets_key, self.levels
 
 
@@ -205,8 +219,9 @@ Origin: TypeAlias = Kept | New | Constant
 class Outcome:
     """Where every leaf of a returned node, and of its `aux`, comes from.
 
-    `reaches_inside` is whether the call changed a module within the node. `levels` are,
-    for each leaf, its lane axes in the ensembles around the node.
+    `reaches_inside` is whether the call changed a module within the node, and
+    `is_fixed` whether nothing that it wrote can be changed in place. `levels` are, for
+    each leaf, its lane axes in the ensembles around the node.
     """
 
     structure: jtu.PyTreeDef
@@ -214,6 +229,7 @@ class Outcome:
     aux_structure: jtu.PyTreeDef
     aux_origins: tuple[Origin, ...]
     reaches_inside: bool
+    is_fixed: bool
     levels: tuple[tuple[int | None, ...], ...] = ()
 
 
@@ -227,4 +243,4 @@ def innermost(spec: Spec, axes: Sequence[int | None]) -> Spec:
             del shape[axis]
     weak = spec.struct.weak_type
     struct = jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype, weak_type=weak)
-    return ArraySpec(struct, spec.axis, spec.host)
+    return dataclasses.replace(spec, struct=struct)

@@ -1,8 +1,7 @@
 """The one place where a user's method runs: for one node, in one lane."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast, TypeGuard
 
 import equinox as eqx
@@ -11,6 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from ._constants import held_by, is_fixed, statics
 from ._kind import (
     ArraySpec,
     Call,
@@ -24,7 +24,8 @@ from ._kind import (
     spec_of,
     StaticSpec,
 )
-from ._paths import leaf_paths, Path, place
+from ._memo import static_fields
+from ._paths import dotted, leaf_paths, Path, place, walk
 from ._show import named, with_article
 
 
@@ -150,7 +151,6 @@ def _call_once(
     news: list[Any] = []
     out, structure = jtu.tree_flatten(result)
     aux_out, aux_structure = jtu.tree_flatten(aux)
-    _check_static(structure, where)
     places: dict[int, list[int]] = {}
     for index, leaf in enumerate(leaves):
         places.setdefault(id(leaf), []).append(index)
@@ -168,8 +168,14 @@ def _call_once(
     if kind.levels:
         places.clear()  # All of `aux` has the lanes of the ensembles in front.
     aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
-    reaches_inside = _inside(result) != _inside(node)
-    return news, Outcome(structure, origins, aux_structure, aux_origins, reaches_inside)
+    constants = [x.value for x in (*origins, *aux_origins) if isinstance(x, Constant)]
+    old = set(map(id, statics(node)))
+    constants += [x for x in statics((result, aux)) if id(x) not in old]
+    if any(isinstance(x, jax.core.Tracer) for x in held_by(constants)):
+        _check_constants((result, aux), inputs, where)
+    fixed = is_fixed(tuple(constants))
+    inside = _inside(result) != _inside(node)
+    return news, Outcome(structure, origins, aux_structure, aux_origins, inside, fixed)
 
 
 def _lacks_states(name: str | None, node: Any, error: Exception) -> bool:
@@ -200,10 +206,6 @@ def _inside(node: Any) -> list[tuple[Any, jtu.PyTreeDef, list[int]]]:
 def _fill(spec: Spec, arrays: Any) -> Any:
     if isinstance(spec, ArraySpec):
         return next(arrays)
-    if type(spec.value) is float and math.isfinite(spec.value):
-        # A copy of its own: a method that returns an equal constant has written it, a
-        # method that returns this object has not, whichever node stands for the kind.
-        return float(repr(spec.value))
     return spec.value
 
 
@@ -223,20 +225,36 @@ def _is_pair(x: Any) -> TypeGuard[tuple[Any, Any]]:
     return isinstance(x, tuple) and len(cast(tuple[Any, ...], x)) == 2
 
 
-def _check_static(structure: jtu.PyTreeDef, where: str) -> None:
-    pending: list[Any] = [structure]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, jax.core.Tracer):
+def _check_constants(made: tuple[Any, Any], inputs: Sequence[Any], where: str) -> None:
+    """Raises where what is no array holds a traced one, which ends with the trace."""
+    # What tells the arrays of this trace from those of a transformation around the call
+    # has no public name. Should it be gone, all of them are taken for this one's.
+    probes = (*inputs, jnp.zeros(()))
+    own = {id(getattr(x, "_trace", None)) for x in probes}
+
+    def is_held(value: Any) -> bool:
+        traced: list[Any] = [
+            x for x in held_by(value) if isinstance(x, jax.core.Tracer)
+        ]
+        return any(id(getattr(x, "_trace", None)) in own for x in traced)
+
+    for path, item, is_leaf in walk(made):
+        names = static_fields(type(item)) if isinstance(item, eqx.Module) else ()
+        for name in names:
+            if is_held(getattr(item, name, None)):
+                raise TypeError(
+                    f"{where} put a traced array into the static field "
+                    f"{_written(path, name)}. Static fields are part of the program; "
+                    "declare the field without `static=True`."
+                )
+        if is_leaf and not eqx.is_array(item) and is_held(item):
             raise TypeError(
-                f"{where} put a traced array into a static field. Static fields are "
-                "part of the program; declare the field without `static=True`."
+                f"{where} wrote {named(item)} that holds a traced array into "
+                f"{_written(path)}: it would be of no use after the call. Write the "
+                "array into a field of its own, or use `jax.tree_util.Partial` for a "
+                "function of arrays."
             )
-        if isinstance(part, jtu.PyTreeDef):
-            data = part.node_data()
-            if data is not None:
-                pending.extend([*data[1:], *part.children()])
-        elif isinstance(part, tuple | list):
-            pending.extend(cast(Sequence[Any], part))
-        elif isinstance(part, Mapping):
-            pending.extend(cast(Mapping[Any, Any], part).values())
+
+
+def _written(path: Path, *names: str) -> str:
+    return "`aux`" if path[0] else f"`{dotted((*path[1:], *names))}`"

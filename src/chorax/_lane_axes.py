@@ -34,13 +34,10 @@ class LaneAxes:
         return jtu.tree_unflatten(self.structure, leaves)
 
 
-def lane_axes(batched: Any, axes: Any, axis_size: int | None = None) -> LaneAxes:
-    """Takes a batched model apart; errors if its leaves disagree on their lanes.
-
-    `axis_size` is how many lanes there are where no leaf tells.
-    """
-    if isinstance(axes, StateDelta):
-        axis_size = cast("StateDelta[Any]", axes).axis_size
+def lane_axes(batched: Any, axes: Any) -> LaneAxes:
+    """Takes a batched model apart; errors if its leaves disagree on their lanes."""
+    is_delta = isinstance(axes, StateDelta)
+    axis_size = cast("StateDelta[Any]", axes).axis_size if is_delta else None
     leaves, structure = jtu.tree_flatten(batched)
     found = resolve_axes(batched, plain_axes(axes), "axes")
     told = agreed_count(leaves, structure, found, "axes")
@@ -62,13 +59,26 @@ def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
     which = _checked_index(index, lanes.size)
     drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
     leaves = [
-        x if axis is None else _taken(jnp.asarray(x), axis, which)
+        x if axis is None else _taken(x, axis, which)
         for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
     ]
     return lanes.rebuild(leaves), drops_axis
 
 
-def _taken(x: jax.Array, axis: int, which: Any) -> jax.Array:
+def library_of(arrays: Sequence[Any], by: Any = None) -> Any:
+    """NumPy for arrays that are all its own, unless what lanes are taken or chosen by
+    is traced; else JAX's."""
+    is_host = all(isinstance(x, np.ndarray | np.generic) for x in arrays)
+    return np if is_host and not isinstance(by, jax.core.Tracer) else jnp
+
+
+def _taken(x: Any, axis: int, which: Any) -> Any:
+    if library_of([x], which) is np:
+        return x[(*[slice(None)] * axis, which)]
+    return _taken_by_jax(jnp.asarray(x), axis, which)
+
+
+def _taken_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
     front = [slice(None)] * axis
     layout = x.aval.sharding  # What is explicit in it is a type.
     entries: list[Any] = [*layout.spec]

@@ -1,33 +1,77 @@
 """The ensembles around a node, whose lanes its calls are mapped over."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import jax.tree_util as jtu
 
-from ._draft import Slot
+from ._draft import Ref, Slot
 from ._ensemble import Ensemble
-from ._kind import innermost, Level, Outcome, Spec
+from ._kind import ArraySpec, innermost, Level, Outcome, Spec
 from ._nodes import Node
-from ._paths import leaf_paths, Path
+from ._paths import leaf_paths, Path, place
 from ._replace import replace
 
 
-def levels_of(draft: Slot, node: Node, structure: jtu.PyTreeDef) -> tuple[Level, ...]:
-    """The lanes around a node of this structure, those of the outermost first."""
+# An ensemble: its path and its place, and the lane axes of its leaves by their paths.
+_Row: TypeAlias = tuple[Path, Slot, Mapping[Path, int]]
+
+
+def check_counts(draft: Slot, nodes: Sequence[Node], specs: Sequence[Spec]) -> None:
+    """Raises for an ensemble around nodes whose leaves disagree on its lanes."""
+    around = [node.ensembles for node in nodes]
+    for paths in dict.fromkeys(p[: i + 1] for p in around for i in range(len(p))):
+        rows = _rows(draft, paths)
+        counts = {count: path for path, count in _counts(rows, specs)}
+        if len(counts) > 1:
+            one, *_, other = sorted(counts)
+            raise ValueError(
+                f"The leaves of the ensemble at {place(paths[-1])} disagree on its "
+                f"lanes: {place(counts[one])} has {one} along its lane axis, and "
+                f"{place(counts[other])} has {other}."
+            )
+
+
+def levels_of(
+    draft: Slot, node: Node, structure: jtu.PyTreeDef, specs: Sequence[Spec]
+) -> tuple[Level, ...]:
+    """The lanes around a node of this structure, those of the outermost first; `specs`
+    are of all values."""
     if not node.ensembles:
         return ()
     below = leaf_paths(structure)
     levels: list[Level] = []
-    for path in node.ensembles:
-        slot, found = draft.find(path)
-        ensemble: Any = slot.value
-        if found and isinstance(ensemble, Ensemble):
-            known = dict(ensemble.mapped)
-            within = _within(node.path, path)
-            axes = tuple(known.get((*within, *rest)) for rest in below)
-            levels.append(Level(ensemble.axis_size, axes))
+    rows = _rows(draft, node.ensembles)
+    for index, (path, slot, known) in enumerate(rows):
+        within = _within(node.path, path)
+        axes = tuple(known.get((*within, *rest)) for rest in below)
+        counts = (count for _, count in _counts(rows[: index + 1], specs))
+        levels.append(Level(next(counts, int(slot.value.size_when_made)), axes))
     return tuple(levels)
+
+
+def _rows(draft: Slot, paths: Sequence[Path]) -> list[_Row]:
+    places = [(path, *draft.find(path)) for path in paths]
+    return [
+        (path, slot, dict(slot.value.mapped))
+        for path, slot, is_there in places
+        if is_there and _holds_ensemble(slot)
+    ]
+
+
+def _counts(rows: Sequence[_Row], specs: Sequence[Spec]) -> Iterator[tuple[Path, int]]:
+    """The paths of the leaves of the last of some ensembles, and how many lanes each
+    has there, as one lane of the others sees it."""
+    for path, slot, known in rows[-1:]:
+        for leaf, axis in known.items():
+            found, is_there = slot.find(("model", *leaf))
+            if not is_there or not isinstance(found.value, Ref):
+                continue
+            where = (*path, "model", *leaf)
+            outer = [axes.get(_within(where, above)) for above, _, axes in rows[:-1]]
+            spec = innermost(specs[found.value.name], outer)
+            if isinstance(spec, ArraySpec) and axis < len(spec.struct.shape):
+                yield where, spec.struct.shape[axis]
 
 
 def in_levels(specs: Sequence[Spec], levels: Sequence[Level]) -> list[Spec]:
@@ -43,9 +87,7 @@ def note_lanes(draft: Slot, node: Node, outcome: Outcome) -> None:
     if not node.ensembles or not outcome.levels:
         return
     below = leaf_paths(outcome.structure)
-    slots = [(path, *draft.find(path)) for path in node.ensembles]
-    known = [(p, s) for p, s, is_there in slots if is_there and _holds_ensemble(s)]
-    for level, (path, slot) in enumerate(known):
+    for level, (path, slot, _) in enumerate(_rows(draft, node.ensembles)):
         within = _within(node.path, path)
         rows = {
             (*within, *rest): axes

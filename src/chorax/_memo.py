@@ -14,7 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set as AbstractSet
 from numbers import Number
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any, cast
 
 import equinox as eqx
@@ -55,13 +55,39 @@ recipe_cell = functools.lru_cache(maxsize=64)(_new_cell)
 class _WeakObject(weakref.ref[Any]):
     """Equal for the same living object; empties its cells when the object dies."""
 
-    __slots__ = ("cells",)
+    __slots__ = ("cells", "number")
     cells: list[weakref.ref[Cell]]
+    number: int
 
     def __new__(cls, value: Any, callback: Callable[[Any], None]) -> "_WeakObject":
         self = super().__new__(cls, value, callback)
-        self.cells = []
+        self.cells, self.number = [], id(value)
         return self
+
+    # Not by what its object makes of them: an array has no hash.
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        value = self()
+        return value is not None and isinstance(other, _WeakObject) and other() is value
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class _Strong:
+    """The same for what can't be referred to weakly: numbers, tuples, lists."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Strong) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _forget(dead: _WeakObject) -> None:
@@ -73,9 +99,14 @@ def _forget(dead: _WeakObject) -> None:
 
 
 def fingerprint(value: Any) -> Hashable:
-    """A key for a leaf that is no array: equal for values nobody can tell apart.
+    """A key for what is no array, equal where it makes two calls the same.
 
-    Python's own equality is too coarse: `1 == 1.0 == True` and `0.0 == -0.0`.
+    Two calls are the same where `eqx.filter_jit` takes them to be: arrays go by shape,
+    dtype and weak type, all else by Python's `==`. Besides, values go by their types,
+    and numbers by their signs, inside of tuples, mappings, dataclasses and modules too:
+    `1 == 1.0 == True` and `0.0 == -0.0`. Methods and rules go by their code as well
+    (`code_token`), arrays by where they are (`ArraySpec`), and all of it by JAX's own
+    settings (`surroundings`). Filters are asked in every call.
     """
     kind = cast("type[Any]", type(value))
     if isinstance(value, Number):
@@ -86,6 +117,70 @@ def fingerprint(value: Any) -> Hashable:
     if kind.__eq__ is object.__eq__ and kind.__weakrefoffset__:
         return _WeakObject(value, _forget)
     return exact_type(value), value
+
+
+def code_token(function: Any) -> Hashable:
+    """What tells whether a method or a rule is still the same: the function itself,
+    seen through wrappers, with the code, defaults and closure that it has now, and the
+    rules of a dispatcher. What it calls is not looked at."""
+    parts: list[Hashable] = []
+    seen = {id(None)}
+    pending: list[Any] = [function]
+    while pending:
+        each = pending.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        parts.append(_identity(each))
+        if isinstance(each, FunctionType):
+            parts += [each.__code__, each.__dict__.get("call_order")]
+            if each.__defaults__ or each.__kwdefaults__:
+                held = *(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()
+                parts += map(_identity, held)
+            if each.__closure__:
+                parts += [_identity(content_of(cell)) for cell in each.__closure__]
+            if not each.__dict__:
+                continue
+        pending.append(_wrapped(each))
+        rules = getattr(each, "registry", None)
+        if isinstance(rules, Mapping):
+            # A copy, made at one go: another thread may be adding a rule.
+            rules = cast("dict[Any, Any]", cast(Any, rules).copy())
+            parts += rules
+            pending += rules.values()
+    return tuple(parts)
+
+
+# Where the wrappers of Python keep what they wrap.
+_WRAPPERS: Mapping[type, str] = {
+    functools.partial: "func",
+    functools.partialmethod: "func",
+    functools.cached_property: "func",
+    functools.singledispatchmethod: "dispatcher",
+    staticmethod: "__func__",
+    classmethod: "__func__",
+    MethodType: "__func__",
+    property: "fget",
+}
+
+
+def _wrapped(function: Any) -> Any:
+    kind = cast("type[Any]", type(function))
+    return getattr(function, _WRAPPERS.get(kind, "__wrapped__"), None)
+
+
+def _identity(value: Any) -> Hashable:
+    if cast("type[Any]", type(value)).__weakrefoffset__:
+        return _WeakObject(value, _forget)
+    return _Strong(value)
+
+
+def content_of(cell: CellType) -> Any:
+    """What a closure has in one of its places."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None  # Nothing was put into it so far.
 
 
 # Types whose equal values are the same, and that are met most.
@@ -115,7 +210,7 @@ def exact_type(value: object) -> Hashable:
     if isinstance(value, AbstractSet):
         members = cast(AbstractSet[Hashable], value)
         return kind, frozenset((exact_type(x), x) for x in members)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | eqx.Module):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return kind, tuple(exact_type(getattr(value, name, None)) for name in names)
     return kind

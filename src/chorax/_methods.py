@@ -9,10 +9,18 @@ from typing import Any
 
 import equinox as eqx
 
-from ._memo import fingerprint, kind_cell
+from ._memo import code_token, kind_cell
 from ._order import level_of
 from ._paths import Path, place
 from ._show import named
+
+
+# Why a key can't be passed, and the cure.
+_BY_POSITION = "its `key` is positional-only. Drop the `/`"
+_AMONG = (
+    "it takes `**{}`. Name it (`*, key`), put `functools.wraps` on the decorator that "
+    "hides it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +28,15 @@ class Signature:
     """The part of a function's signature that decides how it is called.
 
     `key_position` is where a positional argument would be the key, `None` if it is a
-    keyword only.
+    keyword only. `hides_key` says why a function that may well want a key can't be
+    passed one, and what to do about it.
     """
 
     level: int | None
-    takes_key: bool
-    needs_key: bool
-    key_position: int | None
+    takes_key: bool = False
+    needs_key: bool = False
+    key_position: int | None = None
+    hides_key: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +56,7 @@ def find_method(
     node: eqx.Module, path: Path, name: str
 ) -> tuple[Any, Signature] | None:
     """A node's attribute `name` as its class defines it; `None` if there is none."""
-    definition = _definition(type(node), name)
+    definition = vars(node).get(name, _definition(type(node), name))
     if isinstance(definition, FunctionType) and name not in vars(node):
         return definition, _method_signature(definition)
     # Fields that hold a callable, wrapped methods, properties, `__getattr__`.
@@ -65,7 +75,7 @@ def find_method(
             f"`{name}` of {type(node).__name__} at {place(path)} is not callable, but "
             f"{named(value)}. Give the name of a method, or exclude the node."
         )
-    if _binds_itself(definition) and name not in vars(node):
+    if name not in vars(node) and _binds_itself(definition):
         # What binds a wrapped method to its node may hide signature and mark.
         return definition, read_signature(definition, bound=False)
     return definition, read_signature(value, bound=True)
@@ -80,7 +90,7 @@ def definition_token(cls: type, name: str) -> Hashable:
         raise TypeError(f"`{name}` of {cls.__name__} is no plain method.")
     if definition is None and hasattr(cls, "__getattr__"):
         raise TypeError(f"{cls.__name__} finds `{name}` by `__getattr__`.")
-    return fingerprint(definition)
+    return code_token(definition)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -112,6 +122,12 @@ def decide_key(
             "its own arguments. Keep one: `key=` gives every node and lane a key of "
             "its own, an argument gives all of them the same."
         )
+    if key_given and signature.hides_key:
+        raise TypeError(
+            f"`key=` was given, but {label} shows no parameter `key` to pass it as: "
+            f"{signature.hides_key}, or call it without `key=`; `node_to_exclude` "
+            "leaves nodes out."
+        )
     if signature.needs_key and not key_given and not given:
         raise ValueError(
             f"{label} needs a `key`, and none was given: pass `key=jax.random.key(0)` "
@@ -126,22 +142,21 @@ def read_signature(function: Callable[..., Any], bound: bool) -> Signature:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return Signature(level, False, False, None)  # Some built-ins have none.
-    parameter = parameters.get("key")
-    if parameter is None or parameter.kind not in (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    ):
-        return Signature(level, False, False, None)
+        return Signature(level)  # Some built-ins have none.
+    key = parameters.get("key")
+    if key is None or key.kind in (key.VAR_POSITIONAL, key.VAR_KEYWORD):
+        rest = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+        return Signature(level, hides_key=_AMONG.format(*rest) if rest else None)
     position = None
-    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+    if key.kind is not key.KEYWORD_ONLY:
         position = list(parameters).index("key") - (not bound)
-    required = parameter.default is inspect.Parameter.empty
-    return Signature(level, True, required, position)
+    if key.kind is key.POSITIONAL_ONLY:
+        return Signature(level, key_position=position, hides_key=_BY_POSITION)
+    return Signature(level, True, key.default is key.empty, position)
 
 
 def _method_signature(definition: FunctionType) -> Signature:
-    cell = kind_cell((_method_signature, fingerprint(definition)))
+    cell = kind_cell((_method_signature, code_token(definition)))
     signature: Signature | None = cell.value
     if signature is None:
         signature = cell.value = read_signature(definition, bound=False)

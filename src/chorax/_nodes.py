@@ -102,7 +102,9 @@ def _read_parts(
         if rule is None:
             continue
         if rule is dict:
-            types.extend(exact_type(name) for name in x if type(name) is not str)
+            # With the keys themselves, which may stand in any order.
+            keys = [key for key in x if type(key) is not str]
+            types.extend((exact_type(key), key) for key in keys)
             continue
         if rule is object:
             return _modules(parts), exact_structure(structure)

@@ -11,14 +11,15 @@ import dataclasses
 import functools
 import hashlib
 import operator
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, cast, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
 
-from ._show import short, with_article
+from ._show import escaped, short, with_article
 
 
 Key: TypeAlias = str | int
@@ -38,9 +39,17 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def names_of(paths: Sequence[Path]) -> list[str | Path]:
+    """Each path in its dotted form, or as it is where several have that one."""
+    names = list(map(dotted, paths))
+    counts = Counter(names)
+    pairs = zip(names, paths, strict=True)
+    return [name if counts[name] == 1 else path for name, path in pairs]
+
+
 def place(path: Path) -> str:
     """The path as an error names it: the root has no dotted form of its own."""
-    return f"`{dotted(path)}`" if path else "the root `()`"
+    return f"`{escaped(dotted(path))}`" if path else "the root `()`"
 
 
 def path_words(path: Path) -> tuple[int, int]:
@@ -100,6 +109,14 @@ def leaf_paths(structure: jtu.PyTreeDef) -> tuple[Path, ...]:
     return tuple(path for path, _, is_leaf in walk(skeleton) if is_leaf)
 
 
+def same_structure(left: jtu.PyTreeDef, right: jtu.PyTreeDef) -> bool:
+    """Whether two structures are equal, static NumPy arrays in them too."""
+    try:
+        return left == right
+    except Exception:  # Such arrays are equal only element by element.
+        return first_difference(left, right) is None
+
+
 def first_difference(
     left: jtu.PyTreeDef, right: jtu.PyTreeDef
 ) -> tuple[Path, str, str] | None:
@@ -123,7 +140,7 @@ def first_difference(
                 has, lacks = "has it", "lacks it"
                 of_a, of_b = (has, lacks) if key in level_a.keys else (lacks, has)
                 return (*path, key), of_a, of_b
-        if level_a.shell != level_b.shell:
+        if not _same_static(level_a.shell, level_b.shell):
             return _static_difference(path, a, b)
         rows = zip(level_a.keys, level_a.children, level_b.children, strict=True)
         pending.extend(reversed([((*path, key), x, y) for key, x, y in rows]))
@@ -153,13 +170,27 @@ def _static_difference(path: Path, a: Any, b: Any) -> tuple[Path, str, str]:
         for field in dataclasses.fields(a):
             if field.metadata.get("static", False):
                 x, y = getattr(a, field.name, None), getattr(b, field.name, None)
-                if jtu.tree_structure(_Static(x)) != jtu.tree_structure(_Static(y)):
-                    return (*path, field.name), short(x), short(y)
+                if not _same_static((x,), (y,)):
+                    one, other = short(x), short(y)
+                    other = f"another {other}" if one == other else other
+                    return (*path, field.name), one, other
     return path, _describe(a), f"another {type(b).__name__}"
 
 
-class _Static(eqx.Module):
-    value: Any = eqx.field(static=True)
+def _same_static(x: Any, y: Any) -> bool:
+    try:
+        return bool(x == y)
+    except Exception:
+        pass
+    if isinstance(x, jtu.PyTreeDef):
+        x, y = x.node_data(), y.node_data()
+    if all(isinstance(each, np.ndarray) for each in (x, y)):
+        return x.dtype == y.dtype and np.array_equal(x, y)
+    if jtu.all_leaves([x]):
+        return False  # Its author's comparison can't tell.
+    xs, one = jtu.tree_flatten(x)
+    ys, other = jtu.tree_flatten(y)
+    return same_structure(one, other) and all(map(_same_static, xs, ys))
 
 
 def _plain(entry: Any) -> Key:

@@ -18,7 +18,7 @@ from ._draft import Ref
 from ._excludes import Excludes
 from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Constant, Kept, Kind, New, Origin, Spec, StaticSpec
-from ._levels import in_levels, levels_of, note_lanes
+from ._levels import check_counts, in_levels, levels_of, note_lanes
 from ._methods import Method
 from ._nodes import Node, Walked
 from ._paths import leaf_paths, Path, place
@@ -53,7 +53,8 @@ class Plan:
 
     Values go by the index of their spec: the leaves of the target come first, then the
     arrays of the arguments. `names` are the leaves of the result, of that `structure`.
-    `known` are values that planning had to compute.
+    `known` are values that planning had to compute. `lasts` is whether later calls may
+    use it.
     """
 
     specs: tuple[Spec, ...]
@@ -62,6 +63,7 @@ class Plan:
     names: tuple[int, ...]
     aux: tuple[Aux, ...]
     known: Mapping[int, Any]
+    lasts: bool
 
 
 def make_plan(
@@ -106,12 +108,14 @@ class _Planner:
         self._arguments = tuple(range(len(specs), len(specs) + len(arrays)))
         self._specs: list[Spec] = [*specs, *arrays]
         self._known = None if values is None else dict(enumerate(values))
+        self._places: dict[tuple[Hashable, ...], int] = {}
         self._traces: dict[Hashable, Trace] = {}
         self._varying: dict[Trace, tuple[bool, ...]] = {}
         self._planned: list[Planned] = []
         self._aux: dict[Path, Aux] = {}
         self.visits: list[Visit] = []
         self._has_levels = False
+        check_counts(self._draft, walked.nodes, specs)
 
     def plan_call(self, node: Node, method: Method) -> None:
         """Calls one node's method on names, and writes the result into the draft."""
@@ -123,7 +127,7 @@ class _Planner:
         refs, structure = jtu.tree_flatten(value)
         names: tuple[int, ...] = tuple(ref.name for ref in refs)
         specs = tuple(self._specs[name] for name in names)
-        levels = levels_of(self._draft, node, structure)
+        levels = levels_of(self._draft, node, structure, self._specs)
         kind = Kind(structure, specs, method.definition, method.gets_key, levels)
         arrays = [name for name in names if isinstance(self._specs[name], ArraySpec)]
         inputs = (*arrays, *self._arguments)
@@ -134,16 +138,21 @@ class _Planner:
             known = [self._known[name] for name in inputs]
             done = run_plainly(kind, self._call, known, self._keys, node.path)
         out_lanes = self._out_lanes(done, node.path)
+        every = (*inputs, KEY)
+        read = () if isinstance(done, PlainRun) else tuple(every[i] for i in done.reads)
+        places = tuple(self._place(name) for name in read)
+        # What is made of them is somewhere else for each combination of places.
+        made = (
+            self._places.setdefault(places, len(self._places)) if any(places) else None
+        )
         outputs = tuple(
-            self._name(ArraySpec(struct, 0 if has_lanes else None))
+            self._name(ArraySpec(struct, 0 if has_lanes else None, place=made))
             for struct, has_lanes in zip(done.outputs, out_lanes, strict=True)
         )
         if isinstance(done, PlainRun):
             self._know(done, outputs, out_lanes)
         else:
-            every = (*inputs, KEY)
-            read = tuple(every[i] for i in done.reads)
-            planned = Planned(node.path, done, read, outputs, out_lanes)
+            planned = Planned(node.path, done, read, places, outputs, out_lanes)
             self._planned.append(planned)
 
         outcome = done.outcome
@@ -173,6 +182,7 @@ class _Planner:
             names,
             aux,
             {} if self._known is None else self._known,
+            all(isinstance(x.done, Trace) and x.done.lasts for x in self.visits),
         )
 
     def _check_rewritten(self) -> None:
@@ -202,7 +212,7 @@ class _Planner:
         refs, structure = jtu.tree_flatten(value)
         specs = [self._specs[cast(Ref, ref).name] for ref in refs]
         label = f" after `{self._call.label}` of the node at {place(author)}"
-        seen = in_levels(specs, levels_of(self._draft, node, structure))
+        seen = in_levels(specs, levels_of(self._draft, node, structure, self._specs))
         check_node_once(structure, seen, node.path, sight_after(self._call, label))
 
     def _trace(self, kind: Kind, path: Path) -> Trace:
@@ -213,7 +223,9 @@ class _Planner:
             # Something static can't be hashed: the node is a kind of its own.
             return trace_kind(kind, self._call, path)
         if trace is None:
-            trace = self._traces[token] = trace_kind(kind, self._call, path)
+            trace = trace_kind(kind, self._call, path)
+            if trace.outcome.is_fixed:
+                self._traces[token] = trace
         return trace
 
     def _out_lanes(self, done: Trace | PlainRun, path: Path) -> tuple[bool, ...]:
@@ -223,11 +235,11 @@ class _Planner:
             return tuple(flags)
         below = leaf_paths(done.outcome.structure)
         rows = [
-            (origin.index, (*path, *rest), ArraySpec(done.outputs[origin.index], 0))
+            (origin.index, (*path, *rest), done.outputs[origin.index])
             for origin, rest in zip(done.outcome.origins, below, strict=True)
             if isinstance(origin, New)
         ]
-        excluded = self._excludes([(where, spec) for _, where, spec in rows])
+        excluded = self._excludes([(where, struct) for _, where, struct in rows])
         varies = self._varies(done)
         for (index, _, _), is_excluded in zip(rows, excluded, strict=True):
             flags[index] = not is_excluded or varies[index]
@@ -252,6 +264,10 @@ class _Planner:
                 return outputs[index]
             case Constant(value):
                 return self._name(StaticSpec(value))
+
+    def _place(self, name: int) -> Hashable:
+        spec = None if name == KEY else self._specs[name]
+        return spec.place if isinstance(spec, ArraySpec) else None
 
     def _name(self, spec: Spec) -> int:
         self._specs.append(spec)

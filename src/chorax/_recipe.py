@@ -7,7 +7,7 @@ putting the arrays in place.
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast, NamedTuple
 
 import jax
@@ -18,15 +18,19 @@ from ._axes import Axes, check_leaf_lengths
 from ._excludes import Excludes
 from ._finish import describe, place_leaves, Placed, written_paths
 from ._keys import LaneKeys
-from ._kind import ArraySpec, Call, Lanes, spec_of, StaticSpec
+from ._kind import ArraySpec, Call, Lanes, place_of, spec_of, StaticSpec
 from ._memo import Cell, recipe_cell, surroundings
 from ._methods import definition_token
 from ._nodes import Walked
-from ._paths import Path
+from ._paths import Path, same_structure
 from ._plan import make_plan, Plan, Visit
 from ._request import excluded_leaves, Request
 from ._select import excluded_nodes, select_nodes, Selection
 from ._warn import warn
+
+
+# Of calls that differ in what `state_to_exclude` answers, so many are remembered.
+_ANSWERS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,9 +38,8 @@ class Recipe:
     """A call without its values.
 
     `placed` are the leaves of the result, and `delta` is the structure of the delta,
-    whose leaves are the written ones. `calls` is the number of nodes that are called.
-    `judged` are the leaves that are no arrays and may have been written: the names of
-    the values before and after, and whether these are the same object.
+    whose leaves are the written ones. `calls` is the number of nodes that are called,
+    and `answers` are those of `state_to_exclude`.
     """
 
     plan: Plan
@@ -50,7 +53,7 @@ class Recipe:
     has_mask: bool
     calls: int
     warnings: tuple[str, ...]
-    judged: tuple[tuple[int, int, bool], ...]
+    answers: Mapping[tuple[Path, jax.ShapeDtypeStruct], bool]
     # What is compiled for it on many devices.
     compiled: Cell = dataclasses.field(default_factory=Cell)
 
@@ -71,22 +74,6 @@ class Recipe:
         spec = self.plan.specs[leaf.name]
         is_whole = leaf.has_lanes and isinstance(spec, ArraySpec) and spec.axis == 0
         return leaf.name if is_whole and not self.has_mask else None
-
-    def holds_for(self, leaves: Sequence[Any]) -> bool:
-        """Whether what was written is so for these leaves too, equal to those before
-        but maybe not the same objects."""
-
-        def value(name: int) -> Any:
-            # Leaves go by their indices, and what methods have made comes after them.
-            if name < len(leaves):
-                return leaves[name]
-            spec = self.plan.specs[name]
-            assert isinstance(spec, StaticSpec)
-            return spec.value
-
-        return all(
-            (leaves[old] is value(new)) == same for old, new, same in self.judged
-        )
 
 
 def _arranged(
@@ -167,11 +154,11 @@ def find_recipe(
             placed,
             describe(plan, placed, axes, walked, request),
             written_paths(plan, placed, walked),
-            plan.structure != walked.structure,
+            not same_structure(plan.structure, walked.structure),
             request.where is not None,
             len(selection.methods),
             selection.warnings,
-            tuple(_judged(plan, placed)),
+            {} if excludes is None else excludes.answers,
         )
 
     # JAX makes the attributes of its configuration at run time.
@@ -183,13 +170,15 @@ def find_recipe(
         cell = recipe_cell((scene, in_jit, token))
     except TypeError:
         cell = Cell()  # Something can't be a key: nothing is remembered.
-    found: Recipe | None = cell.value
-    if found is not None and found.holds_for(walked.leaves):
-        warn(found.warnings)
-        return found
+    known: tuple[Recipe, ...] = cell.value or ()
+    for recipe in known:
+        if excludes is None or excludes.say(recipe.answers):
+            warn(recipe.warnings)
+            return recipe
     recipe = make(None, in_jit)
-    if all(step.trace.computation.lasts for step in recipe.plan.steps):
-        recipe = cell.value = _without_leaves(recipe, len(walked.leaves))
+    if recipe.plan.lasts:
+        recipe = _without_leaves(recipe, len(walked.leaves))
+        cell.value = (recipe, *known)[:_ANSWERS]
     return recipe
 
 
@@ -218,26 +207,18 @@ def _token(
         methods,
         request.if_not_exist,
         excluded,
-        None if excludes is None else excludes.token(),
+        None if excludes is None else (excludes.token,),
         request.where is not None,
         request.state_tag,
     )
 
 
 def _leaf_token(x: Any) -> Hashable:
+    if not isinstance(x, jax.Array):
+        return spec_of(x, None).token
     # The type that JAX gives to an array says more than a spec, and is at hand.
-    return x.aval if isinstance(x, jax.Array) else spec_of(x, None).token
-
-
-def _judged(plan: Plan, placed: Sequence[Placed]) -> list[tuple[int, int, bool]]:
-    rows: list[tuple[int, int, bool]] = []
-    for leaf in placed:
-        if leaf.original is None or leaf.original == leaf.name:
-            continue
-        old, new = plan.specs[leaf.original], plan.specs[leaf.name]
-        if isinstance(old, StaticSpec) and isinstance(new, StaticSpec):
-            rows.append((leaf.original, leaf.name, not leaf.written))
-    return rows
+    place = place_of(x)
+    return x.aval if place is None else (x.aval, place)
 
 
 def _without_leaves(recipe: Recipe, count: int) -> Recipe:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -29,7 +29,7 @@ from ._delta import known_axes, plain_axes, StateDelta, tags_by_path
 from ._excludes import Excludes
 from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Lanes, spec_of
-from ._memo import fingerprint
+from ._memo import code_token
 from ._nodes import Walked
 from ._reset import reset_parameters
 from ._spread import without_mesh
@@ -157,7 +157,7 @@ def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]
         has_aux=request.has_aux,
         lanes=request.lanes,
         admits_stacks=function is reset_parameters,
-        extra=_rules(function),
+        extra=code_token(function),
     )
     pairs = zip(leaves, specs, strict=True)
     return call, [x for x, spec in pairs if isinstance(spec, ArraySpec)]
@@ -171,14 +171,3 @@ def excluded_leaves(request: Request) -> Excludes | None:
     is_delta = isinstance(known, StateDelta)
     tags = tags_by_path(cast(StateDelta[Any], known)) if is_delta else {}
     return Excludes(request.state_to_exclude, tags, request.state_tag)
-
-
-def _rules(function: Any) -> Any:
-    # What a `functools.singledispatch` function does is decided by its rules, to which
-    # anybody may add.
-    registry = getattr(function, "registry", None)
-    if not isinstance(registry, Mapping):
-        return None
-    # A copy, which is made at one go: another thread may be adding a rule.
-    rules: dict[Any, Any] = cast(Any, registry).copy()
-    return tuple([(kind, fingerprint(rule)) for kind, rule in rules.items()])

@@ -25,25 +25,28 @@ class Planned:
     """One node's call: the values it reads and makes, by name.
 
     `inputs` are the arrays of the node and of the arguments, and `KEY`, that the
-    computation reads, in its order.
+    computation reads, in its order, and `places` where they are.
     """
 
     path: Path
     trace: Trace
     inputs: tuple[int, ...]
+    places: tuple[Hashable, ...]
     outputs: tuple[int, ...]
     out_lanes: tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """Calls that compute the same, in the order of their nodes; `trace` is the first's.
+    """Calls that compute the same in the same places, in the order of their nodes;
+    `trace` is the first's.
 
     Steps of one wave read nothing of each other.
     """
 
     wave: int
     trace: Trace
+    places: tuple[Hashable, ...]
     out_lanes: tuple[bool, ...]
     paths: tuple[Path, ...]
     inputs: tuple[tuple[int, ...], ...]
@@ -62,12 +65,13 @@ def schedule(calls: Sequence[Planned], wanted: set[int]) -> tuple[Step, ...]:
     for call in _needed(calls, wanted):
         wave = 1 + max((wave_of.get(name, -1) for name in call.inputs), default=-1)
         wave_of.update(dict.fromkeys(call.outputs, wave))
-        alike = call.trace.computation, call.trace.axes, call.out_lanes
+        alike = call.trace.computation, call.trace.axes, call.places, call.out_lanes
         groups.setdefault((wave, alike), []).append(call)
     return tuple(
         Step(
             wave,
             group[0].trace,
+            group[0].places,
             group[0].out_lanes,
             tuple(call.path for call in group),
             tuple(call.inputs for call in group),

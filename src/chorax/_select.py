@@ -27,10 +27,13 @@ def excluded_nodes(walked: Walked, request: Request) -> frozenset[int]:
         )
     if isinstance(request.node_to_exclude, Nothing):
         return frozenset()
+    # A list: in a generator a filter's `StopIteration` would become another error.
     return frozenset(
-        index
-        for index, node in enumerate(walked.nodes)
-        if request.node_to_exclude(node.path, node.module)
+        [
+            index
+            for index, node in enumerate(walked.nodes)
+            if request.node_to_exclude(node.path, node.module)
+        ]
     )
 
 
@@ -82,8 +85,8 @@ def _check_names(walked: Walked, methods: Mapping[int, Method]) -> None:
         if name in names:
             pair = walked.nodes[names[name]].path, walked.nodes[index].path
             raise ValueError(
-                f"Two nodes have the dotted path `{name}`, under which `has_aux` would "
-                f"file both: {pair[0]} and {pair[1]}. Rename the dictionary key that "
-                "has a dot in it."
+                f"Two nodes have the dotted path {place(pair[0])}, under which "
+                f"`has_aux` would file both: {pair[0]} and {pair[1]}. Rename the "
+                "dictionary key that has a dot in it."
             )
         names[name] = index

@@ -66,6 +66,11 @@ def shown(x: Any) -> str:
     return f"{short(x)} of type {kind}"
 
 
+def escaped(text: str) -> str:
+    """The text without what would end its line, or do worse to a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def named(x: Any) -> str:
     """What a value is, without the value: "an int", "`None`"."""
     if x is None:

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._paths import dotted, Path
-from ._show import short
+from ._show import escaped, short
 
 
 # So many rows stand as they are: to read them takes no longer than to read a pattern.
 _FEW = 3
+# A longer cell does not widen its column.
+_WIDEST = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +42,16 @@ class Table:
     def text(self) -> str:
         """In columns."""
         if not self.rows:
-            return self.summary
+            return escaped(self.summary)
         lines = [self.head, *self._lines()]
-        columns = range(len(self.head))
-        widths = [max(len(line[i]) for line in lines) for i in columns]
+        widths = [
+            max(n for n in map(len, column) if n <= _WIDEST)
+            for column in zip(*lines, strict=True)
+        ]
         right = self.head.index("bytes") if self._has_sizes() else None
         return "\n".join(
             [
-                self.summary,
+                escaped(self.summary),
                 *(
                     "  ".join(
                         line[i].rjust(width) if i == right else line[i].ljust(width)
@@ -66,7 +70,7 @@ class Table:
             for line in self._lines()
         )
         return (
-            f"<table><caption>{html.escape(self.summary)}</caption>"
+            f"<table><caption>{html.escape(escaped(self.summary))}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
@@ -78,7 +82,7 @@ class Table:
         for paths, row in folded(self.rows):
             size = "" if row.size is None else in_bytes(row.size * len(paths))
             sizes = (size,) if self._has_sizes() else ()
-            lines.append((pattern(paths), *row.cells, *sizes))
+            lines.append(tuple(map(escaped, (pattern(paths), *row.cells, *sizes))))
         return lines
 
 

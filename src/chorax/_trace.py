@@ -36,6 +36,11 @@ class Trace:
     axes: tuple[int | None, ...]
     label: str
 
+    @property
+    def lasts(self) -> bool:
+        """Whether later calls may use it."""
+        return self.computation.lasts and self.outcome.is_fixed
+
     def varies(self, lanes: Lanes) -> tuple[bool, ...]:
         """For each output, whether it can differ from lane to lane."""
         flags = LaneFlags()
@@ -52,9 +57,11 @@ class Trace:
 def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
     """The trace of a kind, remembered from an earlier call if there was one."""
     inputs = _inputs(kind, call)
-    # A lane does not see along which axis the lanes lie.
+    # A lane does not see along which axis the lanes lie, nor where.
     specs = [
-        dataclasses.replace(spec, axis=None) if isinstance(spec, ArraySpec) else spec
+        dataclasses.replace(spec, axis=None, place=None)
+        if isinstance(spec, ArraySpec)
+        else spec
         for spec in kind.specs
     ]
     kind = dataclasses.replace(kind, specs=tuple(specs))
@@ -65,7 +72,7 @@ def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
     trace: Trace | None = cell.value
     if trace is None:
         trace = _trace(kind, call, path)
-        if trace.computation.lasts:
+        if trace.lasts:
             cell.value = trace
     return dataclasses.replace(trace, axes=tuple(inputs[i].axis for i in trace.reads))
 

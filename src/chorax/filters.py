@@ -17,13 +17,12 @@ Wherever chorax takes a filter it takes any of these, and the classes below comb
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from types import EllipsisType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax.tree_util as jtu
 
-from ._memo import fingerprint
 from ._paths import Path, place, walk
 from ._show import short, shown
 
@@ -59,10 +58,6 @@ class Predicate:
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
     ) -> bool:
         raise TypeError(f"{type(self).__name__} does not say what it keeps.")
-
-    def token(self) -> Hashable:
-        """What is equal for filters that keep the same; it keeps no function alive."""
-        return fingerprint(self)
 
     def __and__(self, other: Filter) -> "All":
         return All(self, other)
@@ -191,9 +186,6 @@ class _Combined(Predicate):
     def __hash__(self) -> int:
         return hash((type(self), self.filters))
 
-    def token(self) -> Hashable:
-        return type(self), tuple(part.token() for part in self.filters)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.filters))})"
 
@@ -212,7 +204,11 @@ class Any(_Combined):
     def __call__(
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
     ) -> bool:
-        return any(part(path, x, tags) for part in self.filters)
+        # Not by `any`, in whose generator a `StopIteration` would become another error.
+        kept = False
+        for part in self.filters:
+            kept = kept or part(path, x, tags)
+        return kept
 
 
 class All(_Combined):
@@ -229,7 +225,10 @@ class All(_Combined):
     def __call__(
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
     ) -> bool:
-        return all(part(path, x, tags) for part in self.filters)
+        kept = True
+        for part in self.filters:
+            kept = kept and part(path, x, tags)
+        return kept
 
 
 class Not(_Combined):
@@ -294,9 +293,6 @@ class _Function(Predicate):
 
     function: Callable[..., typing.Any]
     takes_path: bool
-
-    def token(self) -> Hashable:
-        return fingerprint(self.function), self.takes_path
 
     def __call__(
         self, path: Path, x: typing.Any, tags: frozenset[str] = _NO_TAGS
@@ -379,6 +375,13 @@ def to_filter_spec(tree: T, filter: Filter) -> T:
     keeps = to_predicate(filter)
     kept = [keeps(path, leaf) for path, leaf, is_leaf in walk(tree) if is_leaf]
     return jtu.tree_unflatten(jtu.tree_structure(tree), kept)
+
+
+def is_pure(predicate: Predicate) -> bool:
+    """Whether it gives the same answer each time; what its user wrote may not."""
+    if type(predicate) in (All, Any, Not):
+        return all(map(is_pure, typing.cast(_Combined, predicate).filters))
+    return type(predicate) in (OfType, PathContains, WithTag, Everything, Nothing)
 
 
 def _note(error: Exception, filter: object, path: Path) -> None:

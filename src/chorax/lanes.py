@@ -3,7 +3,9 @@
 Each function takes `axes`: the `StateDelta` of the call that made the batched model, or
 a tree of lane axes, in any form that `eqx.filter_vmap` takes as `in_axes`. Leaves
 without a lane axis are shared by all lanes. All of it works inside `jit`, `grad`,
-`vmap` and `scan`.
+`vmap` and `scan`. NumPy's arrays stay what they are, with dtypes that JAX would change;
+but what is put together with an array of JAX, or taken or chosen by a traced one,
+becomes one of JAX. Arrays that JAX does not take, of strings say, have no lanes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import jax.sharding
 import jax.tree_util as jtu
+import numpy as np
 from jax.typing import ArrayLike
 
-from ._checks import check_filter, check_lanes, check_mask
+from ._checks import as_array, check_filter, check_lanes, check_mask
 from ._ensemble import Ensemble as Ensemble
-from ._lane_axes import lane_axes, LaneAxes, take_lanes
-from ._lane_checks import check_alike, check_same, check_structures
+from ._lane_axes import lane_axes, LaneAxes, library_of, take_lanes
+from ._lane_checks import check_alike, check_mappable, check_same, check_structures
 from ._paths import leaf_paths, place
 from ._show import shown
 from ._spread import check_sharding
@@ -45,7 +48,9 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     **Arguments:**
 
     - `models`: at least one model, all of the same structure, static fields and leaves
-        that are no arrays, and with arrays of the same shapes and dtypes.
+        that are no arrays, and with arrays of the same shapes and dtypes. Functions of
+        the same code are the same, and marks that hold nothing (`eqx.nn.Shared` makes
+        some), also if each model has its own.
     - `share`: a filter over leaves (see `chorax.filters`); those it keeps are taken
         from the first model and shared. `None`: nothing is shared.
 
@@ -54,8 +59,8 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     A pair of the batched model, whose arrays have a lane axis in front, and the tree of
     its lane axes.
 
-    **Raises:** `ValueError` if there is no model, or for the first path at which two of
-    them differ.
+    **Raises:** `ValueError` if there is no model, for the first path at which two of
+    them differ, or for an array that can't have lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -81,10 +86,12 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     )
     for path, column in rows:
         is_shared = not eqx.is_array(column[0]) or keeps(path, column[0])
+        if not is_shared:
+            check_mappable(column[0], place(path), "`share=`")
         for index, other in enumerate(column[1:], 1):
             check = check_same if is_shared else check_alike
             check(column[0], other, f"{place(path)} of model 0 and model {index}")
-        leaves.append(column[0] if is_shared else jnp.stack(column))
+        leaves.append(column[0] if is_shared else library_of(column).stack(column))
         axes.append(None if is_shared else 0)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
@@ -102,7 +109,7 @@ def unstack(batched: T, axes: Any) -> list[T]:
     A list with one model for each lane. Shared leaves are the same objects in all.
 
     **Raises:** `ValueError` if nothing tells how many lanes there are, neither a leaf
-    nor a delta, or if leaves disagree.
+    nor a delta, if leaves disagree, or if one can't have lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -187,7 +194,8 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
                 check_same(column[0], other, where_)
             else:
                 check_alike(column[0], other, where_, axis)
-        leaves.append(column[0] if axis is None else jnp.concatenate(column, axis))
+        library = library_of(column)
+        leaves.append(column[0] if axis is None else library.concatenate(column, axis))
     return first.rebuild(leaves)
 
 
@@ -227,7 +235,8 @@ def where(mask: Mask, new: T, old: T, axes: Any) -> T:
             check_alike(kept, fresh, where_)
         elif not eqx.is_array(kept):
             check_same(kept, fresh, where_)
-    chosen = check_mask(mask, before.size, "mask")
+    check_mask(mask, before.size, "mask")
+    chosen = as_array(mask)
     leaves: list[Any] = []
     for _, axis, (kept, fresh) in columns:
         if axis is None:
@@ -235,7 +244,8 @@ def where(mask: Mask, new: T, old: T, axes: Any) -> T:
             continue
         shape = [1] * kept.ndim
         shape[axis] = before.size
-        leaves.append(jnp.where(chosen.reshape(shape), fresh, kept))
+        library = library_of([fresh, kept], chosen)
+        leaves.append(library.where(chosen.reshape(shape), fresh, kept))
     return before.rebuild(leaves)
 
 
@@ -250,7 +260,8 @@ def broadcast(model: T, axis_size: AxisSize, filter: Filter = ...) -> tuple[T, T
 
     **Returns:** a pair of the batched model and the tree of its lane axes.
 
-    **Raises:** `ValueError` if `axis_size` is no positive integer.
+    **Raises:** `ValueError` if `axis_size` is no positive integer, or for an array that
+    can't have lanes.
 
     ```python
     >>> import chorax, jax.numpy as jnp
@@ -267,7 +278,10 @@ def broadcast(model: T, axis_size: AxisSize, filter: Filter = ...) -> tuple[T, T
     axes: list[int | None] = []
     for path, x in zip(leaf_paths(structure), old, strict=True):
         gets_lanes = eqx.is_array(x) and keeps(path, x)
-        leaves.append(jnp.broadcast_to(x, (size, *x.shape)) if gets_lanes else x)
+        if gets_lanes:
+            check_mappable(x, place(path), "`filter=`")
+            x = _repeated(x, size)
+        leaves.append(x)
         axes.append(0 if gets_lanes else None)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
@@ -322,6 +336,12 @@ def _listed(models: Iterable[T], name: str) -> list[T]:
             "the models themselves: a list, or the `.values()` of a dictionary."
         )
     return list(models)
+
+
+def _repeated(x: Any, size: int) -> Any:
+    if library_of([x]) is np:
+        return np.stack([x] * size)
+    return jnp.broadcast_to(x, (size, *x.shape))
 
 
 def _apart(batched: Any, axes: Any, name: str) -> LaneAxes:

@@ -57,7 +57,7 @@ def deltas(
     new, unexpected, missing = chorax.assign_state_values(net, named)
     assert_type(new, list[Neuron])
     assert_type(unexpected, list[Any])
-    assert_type(missing, list[str])
+    assert_type(missing, list[str | tuple[str | int, ...]])
 
 
 def nodes(linear: eqx.nn.Linear, neuron: Neuron, key: jax.Array) -> None:

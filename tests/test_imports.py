@@ -34,8 +34,8 @@ PACKAGE_OF = {
         "_annotations": "_containers _fits _hints _misfits _widened",
         "_layers": "_reset",
         "_plan": (
-            "_computation _constants _excludes _finish _kind _lane _levels _methods "
-            "_order _recipe _request _schedule _select _trace"
+            "_cheaply _computation _constants _excludes _finish _kind _lane _levels "
+            "_methods _order _recipe _request _schedule _select _trace"
         ),
         "_run": "_arrange _execute _layout _plain _program",
         "_calls": "_assign _call _checks _collective _explain _explanation _states",

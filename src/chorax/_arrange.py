@@ -12,12 +12,16 @@ compilation each. So a node goes alone once its copies cost more than that.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from ._cheaply import Compiled, LITTLE
 from ._keys import path_table
 from ._kind import ArraySpec, Lanes, Spec
 from ._layout import Layout
+from ._paths import Path
 from ._plan import Plan
 from ._program import Member, program
 from ._schedule import KEY, Step
@@ -28,6 +32,9 @@ from ._schedule import KEY, Step
 _EAGER_BYTES = 1 << 17
 _JIT_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 21
+# Of more bytes than that a program returns each node's outputs, and not stacks, out of
+# which they are copied again: that takes longer to compile, and less long to run.
+_APART_BYTES = 1 << 20
 
 # The most arrays that go into and out of one program node by node, at some 10 ms of
 # compilation each, and the most steps.
@@ -76,22 +83,40 @@ class Arranged:
     inputs: tuple[Input, ...]
 
     @property
+    def work(self) -> int:
+        """How much it computes, all nodes in all lanes."""
+        lanes = self.layout.lanes
+        width = 1 if lanes is None else lanes.size
+        return self.step.trace.computation.work * width * (self.layout.nodes or 1)
+
+    @property
     def member(self) -> Member:
         """The step as a member of a program."""
-        return Member(self.step.trace.computation, self.layout, Keys() in self.inputs)
+        return Member(self.step.trace.computation, self.layout, self.has_key)
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it reads the nodes' keys."""
+        return KEY in self.step.inputs[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Steps that are one program; `table` is what their nodes' keys are made from."""
+    """Steps that are one program; the keys of their nodes begin at `start` among those
+    of all nodes."""
 
     members: tuple[Arranged, ...]
-    table: Any
+    start: int
 
     @functools.cached_property
-    def program(self) -> Callable[..., Sequence[Any]]:
+    def program(self) -> Compiled:
         """The compiled function of keys, table and inputs."""
         return program(tuple(each.member for each in self.members))
+
+    @functools.cached_property
+    def is_little(self) -> bool:
+        """Whether it computes so little that it is compiled cheaply."""
+        return sum(each.work for each in self.members) <= LITTLE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,10 +137,26 @@ class Alone(Group):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Script:
-    """The steps as they run."""
+    """The steps as they run; the keys of nodes are made from the `table`."""
 
     steps: tuple[Together | Alone, ...]
+    table: Any
+    lanes_first: bool
     in_jit: bool
+
+    @functools.cached_property
+    def padded(self) -> Any:
+        """The table for a rounded number of nodes: calls on others share a program."""
+        spare = (1 << (len(self.table) - 1).bit_length()) - len(self.table)
+        return np.pad(self.table, ((0, spare), (0, 0)))
+
+    @functools.cached_property
+    def most_rows(self) -> int:
+        """How many rows are taken out of a stack at most."""
+        apart = [
+            x for each in self.steps if isinstance(each, Together) for x in each.apart
+        ]
+        return max((len(names) for x in apart for names in x.values()), default=0)
 
 
 def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> Script:
@@ -130,6 +171,7 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> Scri
     for step in plan.steps:
         inputs, copied = _inputs(step, plan, columns, lanes)
         is_one = len(step.paths) == 1 or (Keys() in inputs and not stacks)
+        is_one = is_one or (in_jit and step.trace.computation.is_simple)
         is_small = not in_jit and _is_small(step, inputs, copied)
         is_small = is_small and (stacks or len(step.paths) == 1)
         is_copied = any(isinstance(x, Copied) for x in inputs)
@@ -137,21 +179,21 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> Scri
         fits = copied <= (_JIT_BYTES if in_jit else _EAGER_BYTES)
         if is_one or not (is_small or (fits and (in_jit or not is_copied))):
             inputs = tuple(_one_by_one(names) for names in step.inputs[0])
-            nodes, wide = None, False
+            nodes = None
         else:
-            nodes, wide = len(step.paths), lanes_first
+            nodes = len(step.paths)
         layout = Layout(
             nodes,
-            tuple(_node_axis(x, wide) for x in inputs),
+            tuple(_node_axis(x, lanes_first) for x in inputs),
             _lane_axes(step, plan, lanes),
             lanes,
             step.out_lanes,
-            wide,
+            lanes_first,
             halves=in_jit and nodes is not None,
-            apart=is_small,
+            apart=is_small and (nodes is None or copied * nodes > _APART_BYTES),
         )
         arranged = Arranged(step, layout, inputs)
-        if nodes is not None and not is_small:
+        if nodes is not None and not layout.apart:
             for index, names in enumerate(zip(*step.outputs, strict=True)):
                 columns[names] = Column(step, index, layout.out_axes[index])
         wanted.update(
@@ -161,7 +203,13 @@ def arrange(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> Scri
             groups[-1].append(arranged)
         else:
             groups.append([arranged])
-    return Script(tuple(_group(tuple(each), wanted) for each in groups), in_jit)
+    paths: list[Path] = []
+    steps: list[Together | Alone] = []
+    for each in groups:
+        steps.append(_group(tuple(each), len(paths), wanted))
+        keyed = [x.step for x in each if x.has_key]
+        paths += [path for step in keyed for path in step.paths]
+    return Script(tuple(steps), path_table(paths), lanes_first, in_jit)
 
 
 def _inputs(
@@ -215,18 +263,13 @@ def _go_together(group: Sequence[Arranged], step: Step) -> bool:
     return are_small and is_room and set(step.places) == set(first.places)
 
 
-def _group(members: tuple[Arranged, ...], wanted: set[int]) -> Together | Alone:
+def _group(
+    members: tuple[Arranged, ...], start: int, wanted: set[int]
+) -> Together | Alone:
     first = members[0]
-    paths = [
-        path
-        for each in members
-        if KEY in each.step.inputs[0]
-        for path in each.step.paths
-    ]
-    table = path_table(paths)
     if len(members) == 1 and first.layout.nodes is None and len(first.step.paths) > 1:
-        return Alone((first,), table)
-    return Together(members, table, tuple(_apart(each, wanted) for each in members))
+        return Alone((first,), start)
+    return Together(members, start, tuple(_apart(each, wanted) for each in members))
 
 
 def _apart(each: Arranged, wanted: set[int]) -> Mapping[int, tuple[int, ...]]:

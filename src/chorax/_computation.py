@@ -20,6 +20,7 @@ import jax.core
 import jax.extend.core as jec
 import numpy as np
 
+from ._cheaply import is_simple, work_of
 from ._memo import exact_type
 
 
@@ -49,6 +50,16 @@ class Computation:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         return jec.jaxpr_as_fun(self.closed)(*inputs)
+
+    @functools.cached_property
+    def work(self) -> int:
+        """How much it computes."""
+        return work_of(self.closed)
+
+    @functools.cached_property
+    def is_simple(self) -> bool:
+        """Whether it is so simple that stacking nodes for it costs more than it."""
+        return is_simple(self.closed)
 
     @property
     def is_closed(self) -> bool:

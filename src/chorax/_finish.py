@@ -247,10 +247,11 @@ def writing_warnings(
             "Methods must return the updated node, as `chorax.replace(self, ...)`."
         )
     told: set[Path] = set()
+    above: set[Path] | None = None
     for one, other in _shared(walked):
-        if one in told:
-            continue
-        if any(_below(path, one) or _below(path, other) for path in written):
+        if above is None:
+            above = {path[:i] for path in written for i in range(len(path) + 1)}
+        if one not in told and (one in above or other in above):
             told.add(one)
             yield (
                 f"The same object stands at {place(one)} and at {place(other)}, and "
@@ -262,7 +263,7 @@ def writing_warnings(
 def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
     """Pairs of paths of one object, the first and each further one: modules, and arrays
     outside of those modules."""
-    pairs: list[tuple[Path, Path]] = []
+    firsts: dict[Path, Path] = {}
     items = (*walked.modules, *walked.leaves)
     if len(set(map(id, items))) == len(items):
         return
@@ -278,11 +279,8 @@ def _shared(walked: Walked) -> Iterator[tuple[Path, Path]]:
         other = first.setdefault(id(item), path)
         if other is path:
             continue
-        if any(_below(other, a) and _below(path, b) for a, b in pairs):
-            continue
-        pairs.append((other, path))
-        yield other, path
-
-
-def _below(path: Path, above: Path) -> bool:
-    return path[: len(above)] == above
+        around = (path[:i] for i in range(len(path)))
+        inside = [firsts[each] for each in around if each in firsts]
+        if not any(other[: len(each)] == each for each in inside):
+            firsts[path] = other
+            yield other, path

@@ -107,7 +107,7 @@ def test_any_number_of_nodes_in_jit(maker, count, lane_key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", quick([8, 40_000], [40_000]))
+@pytest.mark.parametrize("size", [8, 40_000])
 def test_big_arrays(size, lane_key):
     """Beyond some bytes nodes run one by one; nobody can tell."""
     net = [Add(jnp.arange(float(size)) + i, jnp.ones(size)) for i in range(3)]
@@ -441,7 +441,7 @@ def test_programs_do_not_grow_with_nodes(maker, compiled, key):
 
     few, many, more = (programs(count) for count in (3, 60, 240))
     assert many == more
-    assert 0 < few <= many <= few + 3
+    assert 0 < many <= few + 3
 
 
 @pytest.mark.slow

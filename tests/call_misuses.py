@@ -68,7 +68,7 @@ def mode_text(got):
 
 def keys_text(got):
     return (
-        "`key` must be one PRNG key or an array of `axis_size` keys, one a lane: "
+        "`key` must be one PRNG key or an array of `axis_size` keys, one per lane: "
         f"expected shape (4,), got {got}."
     )
 

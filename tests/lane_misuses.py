@@ -62,7 +62,8 @@ def items_text(got, name="models"):
 
 def differ_text(place, parts, one, other, cure=True):
     more = (
-        " What is no array is shared by all lanes; make it an array to have one a lane."
+        " What is no array is shared by all lanes; make it an array to have one per "
+        "lane."
     )
     return f"{place} of {parts} differ: {one} against {other}.{more if cure else ''}"
 

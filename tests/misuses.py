@@ -188,7 +188,7 @@ def filter_text(got):
 def key_text(got):
     return (
         "`key` must be a PRNG key, as `jax.random.key(0)` makes, or an array of them, "
-        f"one a lane; got {got}."
+        f"one per lane; got {got}."
     )
 
 

@@ -130,6 +130,24 @@ def test_under_transformations_of_calls_outside_of_a_jit(lane_key):
     assert np.allclose(found, float(value), rtol=1e-5)
 
 
+def test_methods_that_close_over_what_is_differentiated(lane_key):
+    """There tracers go in that are no leaf, no argument and no key."""
+
+    def total(w: Any) -> Any:
+        def shift(node: Cell, *, key: Any) -> Cell:
+            return replace(node, x=jax.random.normal(key, (3,)) * w)
+
+        net = [Cell(jnp.ones(3)), Cell(jnp.zeros(3))]
+        model, _ = vmap_call_all_fns(net, shift, axis_size=2, key=lane_key)
+        return sum(node.x.sum() for node in model)
+
+    w: Any = jnp.full(3, 2.0)
+    slope = jax.grad(total)(w)
+    assert np.allclose((slope * w).sum(), total(w), rtol=1e-5)
+    assert np.allclose(jax.linearize(total, w)[1](w), total(w), rtol=1e-5)
+    assert np.allclose(jax.vmap(total)(w[None]), total(w), rtol=1e-5)
+
+
 def test_in_a_key_that_is_traced():
     def draw(words):
         key = jax.random.wrap_key_data(words, impl="threefry2x32")

@@ -636,7 +636,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: lanes.stack([cell(0), cell(1, gain=2.0)]),
         ValueError,
         "`gain` of model 0 and model 1 differ: 1.0 against 2.0. What is no array is "
-        "shared by all lanes; make it an array to have one a lane.",
+        "shared by all lanes; make it an array to have one per lane.",
     ),
     "an array against a number": (
         lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": 2.0}]),
@@ -759,7 +759,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         ),
         ValueError,
         "`w` of `old` and `new` differ: 2 against 1. What is no array is shared by all "
-        "lanes; make it an array to have one a lane.",
+        "lanes; make it an array to have one per lane.",
     ),
     "no number of lanes": (
         lambda: lanes.broadcast(two_lanes(), 0),

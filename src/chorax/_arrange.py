@@ -110,7 +110,7 @@ class Group:
 
     @functools.cached_property
     def program(self) -> Compiled:
-        """The compiled function of keys, table and inputs."""
+        """The compiled function of keys, their start and inputs."""
         return program(tuple(each.member for each in self.members))
 
     @functools.cached_property
@@ -143,6 +143,13 @@ class Script:
     table: Any
     lanes_first: bool
     in_jit: bool
+
+    @functools.cached_property
+    def takes_options(self) -> bool:
+        """Whether no trace holds a value of a transformation around the call."""
+        members = [member for each in self.steps for member in each.members]
+        is_closed = all(member.step.trace.computation.lasts for member in members)
+        return is_closed and not self.in_jit
 
     @functools.cached_property
     def padded(self) -> Any:

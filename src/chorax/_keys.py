@@ -1,4 +1,4 @@
-"""Random keys: one a lane, and from it one a node.
+"""Random keys: one per lane, and from it one per node.
 
 A node's key is `fold_in(fold_in(lane_key, high), low)`, where `high` and `low` are the
 first two 32-bit words of the SHA-256 of the node's path. The path alone decides, so
@@ -56,10 +56,6 @@ class LaneKeys:
             return self.key
         return _split(self.key, self.size)
 
-    def split(self) -> "LaneKeys":
-        """The same keys, one for each lane."""
-        return LaneKeys(self.array, self.size, is_split=self.size is not None)
-
     def spread(self, sharding: LaneSharding) -> "LaneKeys":
         """The same keys, one for each lane, each where its lane lives."""
         if self.is_split or self.size is None:
@@ -103,7 +99,7 @@ def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
     if key is None:
         return None
     if not eqx.is_array(key) or not (_is_typed(key) or key.dtype == np.uint32):
-        many = "" if size is None else ", or an array of them, one a lane"
+        many = "" if size is None else ", or an array of them, one per lane"
         raise TypeError(
             f"`key` must be a PRNG key, as `jax.random.key(0)` makes{many}; got "
             f"{shown(key)}."
@@ -126,7 +122,7 @@ def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
         )
     if shape != (size,):
         raise ValueError(
-            f"`key` must be one PRNG key or an array of `axis_size` keys, one a lane: "
+            "`key` must be one PRNG key or an array of `axis_size` keys, one per lane: "
             f"expected shape ({size},), got {shape}."
         )
     return LaneKeys(array, size, is_split=True)

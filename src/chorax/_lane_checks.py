@@ -88,7 +88,7 @@ def check_same(one: Any, other: Any, places: str) -> None:
     if type(one) is not type(other) or not _equal(one, other):
         raise ValueError(
             f"{places} differ: {short(one)} against {short(other)}. What is no array "
-            "is shared by all lanes; make it an array to have one a lane."
+            "is shared by all lanes; make it an array to have one per lane."
         )
 
 

@@ -3,7 +3,7 @@
 Tracing a kind runs the user's Python, so its outcome is kept for as long as the same
 kind comes again. The memory is bounded, is keyed by values, and keeps no array alive:
 of functions and other objects that are equal only to themselves, which may hold arrays,
-it has weak references, and what was traced with one of them goes when it goes. Three
+it has weak references, and what was traced with one of them is dropped with it. Three
 things stay until enough else has come: what is static in a structure, as `jax.jit`
 keeps it; what a method itself has made that is no array, a closure say; and a function
 whose own trace leads back to it, as a rule of `jax.custom_jvp` may.

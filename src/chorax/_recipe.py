@@ -216,8 +216,8 @@ def _token(
 def _leaf_token(x: Any) -> Hashable:
     if not isinstance(x, jax.Array):
         return spec_of(x, None).token
-    # The type that JAX gives to an array says more than a spec, and is at hand.
     place = place_of(x)
+    # The type that JAX gives to an array says more than a spec, and is at hand.
     return x.aval if place is None else (x.aval, place)
 
 

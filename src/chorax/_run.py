@@ -40,7 +40,7 @@ def run_script(script: Script, values: dict[int, Any], keys: LaneKeys | None) ->
     """Runs the steps; adds the values that they make, by name."""
     stacks: Stacks = {}
     given = values.values() if keys is None else (*values.values(), keys.key)
-    cheaply = not script.in_jit and is_concrete(given)
+    cheaply = script.takes_options and is_concrete(given)
     own = None if keys is None else _keys_of(script, keys, cheaply)
     offsets = _hidden_offsets(script.most_rows) if script.in_jit else None
     for each in script.steps:

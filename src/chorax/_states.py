@@ -49,7 +49,8 @@ def init_all_states(
     """Calls `init_state(*args, **kwargs)` on every module that has it.
 
     As `call_all_fns(target, "init_state", args, kwargs, ...)`, whose keyword options it
-    takes; modules without the method are skipped, unless `fn_if_not_exist` says else.
+    takes; modules without the method are skipped, unless `fn_if_not_exist` says
+    otherwise.
 
     **Returns:** the new model and the `StateDelta` of what was written.
 
@@ -131,7 +132,7 @@ def vmap_init_all_states(
 
     As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, whose
     keyword options it takes; modules without the method are skipped, unless
-    `fn_if_not_exist` says else.
+    `fn_if_not_exist` says otherwise.
 
     **Returns:** the new model, whose states have a lane axis of size `axis_size` in
     front, and the `StateDelta` of what was written.

@@ -10,7 +10,8 @@ import pytest
 
 import chorax
 from chorax import call_all_fns, replace, vmap_call_all_fns
-from chorax._cheaply import Compiled, is_simple, work_of
+from chorax._compile import Compiled
+from chorax._work import is_simple, work_of
 from layers import LAYERS
 from rows import quick
 

@@ -34,10 +34,10 @@ PACKAGE_OF = {
         "_annotations": "_containers _fits _hints _misfits _widened",
         "_layers": "_reset",
         "_plan": (
-            "_cheaply _computation _constants _excludes _finish _kind _lane _levels "
-            "_methods _order _recipe _request _schedule _select _trace"
+            "_computation _constants _excludes _finish _kind _lane _levels "
+            "_methods _order _recipe _request _schedule _select _trace _work"
         ),
-        "_run": "_arrange _execute _layout _plain _program",
+        "_run": "_blocks _compile _execute _layout _plain",
         "_calls": "_assign _call _checks _collective _explain _explanation _states",
     }.items()
     for module in modules.split()
@@ -53,7 +53,7 @@ CLIMBS: set[tuple[str, str]] = {
     ("_nodes", "_delta"),
     ("_nodes", "_ensemble"),
     ("_plan", "_plain"),
-    ("_recipe", "_arrange"),
+    ("_recipe", "_blocks"),
     ("_request", "_checks"),
     ("_table", "_paths"),
     ("_trace", "_layout"),

@@ -109,7 +109,7 @@ def check_result(
             case Kept(index):
                 return kind.specs[index]
             case New(index):
-                return ArraySpec(outputs[index], None)
+                return ArraySpec(outputs[index], False)
             case Constant(value):
                 return StaticSpec(value)
 
@@ -209,4 +209,4 @@ def _without_axes(spec: Spec, depth: int) -> Spec:
     if not isinstance(spec, ArraySpec):
         return spec
     struct = jax.ShapeDtypeStruct(spec.struct.shape[depth:], spec.struct.dtype)
-    return ArraySpec(struct, None, spec.host)
+    return ArraySpec(struct, False, spec.host)

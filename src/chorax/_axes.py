@@ -100,6 +100,11 @@ def check_leaf_lengths(
         )
 
 
+def in_front(x: Any, axis: int | None) -> Any:
+    """An array with its lane axis in front; itself if it lies so or has none."""
+    return jnp.moveaxis(x, axis, 0) if axis else x
+
+
 def is_foreign(leaf: Any) -> bool:
     """Whether it is a NumPy array that JAX does not take: of strings, say."""
     if not isinstance(leaf, np.ndarray | np.generic):

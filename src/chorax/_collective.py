@@ -9,8 +9,9 @@ from typing import Any
 
 import jax.tree_util as jtu
 
+from ._axes import in_front
 from ._delta import StateDelta
-from ._execute import execute
+from ._execute import execute, own_leaves
 from ._finish import writing_warnings
 from ._keys import lane_keys
 from ._nodes import walk_nodes
@@ -37,15 +38,20 @@ def _run(target: Any, request: Request) -> tuple[Any, StateDelta[Any], dict[str,
     plan = recipe.plan
 
     values = dict(enumerate([*walked.leaves, *arrays]))
+    for name in recipe.moved:
+        values[name] = in_front(values[name], axes[name])
     values.update(plan.known)
-    leaves, aux_values = execute(recipe, values, keys, request.where)
+    made = execute(recipe, values, keys, request.where)
 
+    sources = recipe.sources
+    pool = [*own_leaves(recipe, walked.leaves), *sources.constants, *made]
+    leaves = [pool[i] for i in sources.leaves]
     written = itertools.compress(leaves, recipe.is_written)
     model = jtu.tree_unflatten(plan.structure, leaves)
     delta = jtu.tree_unflatten(recipe.delta, written)
     aux = {
-        dotted(each.path): jtu.tree_unflatten(each.structure, made)
-        for each, made in zip(plan.aux, aux_values, strict=True)
+        dotted(each.path): jtu.tree_unflatten(each.structure, [pool[i] for i in rows])
+        for each, rows in zip(plan.aux, sources.aux, strict=True)
     }
     is_use = recipe.changes_structure or request.has_aux
     label, calls = request.label, recipe.calls

@@ -20,8 +20,8 @@ import jax.core
 import jax.extend.core as jec
 import numpy as np
 
-from ._cheaply import is_simple, work_of
 from ._memo import exact_type
+from ._work import is_simple, work_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,11 +60,6 @@ class Computation:
     def is_simple(self) -> bool:
         """Whether it is so simple that stacking nodes for it costs more than it."""
         return is_simple(self.closed)
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it holds no array, so that nothing is kept alive with it."""
-        return not self.closed.consts
 
     @functools.cached_property
     def remember(self) -> Callable[[Callable[[Any], Any], Hashable], Any]:

@@ -1,24 +1,19 @@
-"""From a recipe and values to results, here or on many devices."""
+"""From a recipe and values to the arrays of the results, here or on many devices."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast, NamedTuple
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
-from ._finish import Finish
+from ._finish import Made
 from ._keys import LaneKeys
 from ._kind import ArraySpec, Lanes
 from ._recipe import Recipe
-from ._run import run_script
+from ._run import run_blocks
 from ._spread import LaneSharding
-
-
-class Results(NamedTuple):
-    """The leaves of the new model, and the values of each node's `aux`."""
-
-    leaves: list[Any]
-    aux: list[list[Any]]
 
 
 def execute(
@@ -26,183 +21,128 @@ def execute(
     values: dict[int, Any],
     keys: LaneKeys | None,
     where: jax.Array | None,
-) -> Results:
-    """Runs a recipe; adds to `values`, which go by name."""
-    lanes = recipe.lanes
-    if lanes is None or lanes.sharding is None:
-        return _here(recipe, values, keys, where)
+) -> Sequence[Any]:
+    """The arrays that a recipe makes, from values by name, their lanes in front."""
+    sharding = None if recipe.lanes is None else recipe.lanes.sharding
+    if sharding is None:
+        return _make(recipe, values, keys, where, recipe.lanes)
     if recipe.plan.known:
         # Without jit it has run already, in all lanes.
-        return _placed(recipe, _here(recipe, values, keys, where), lanes.sharding)
-    return _on_devices(recipe, values, keys, where, lanes.sharding)
-
-
-def _here(
-    recipe: Recipe,
-    values: dict[int, Any],
-    keys: LaneKeys | None,
-    where: jax.Array | None,
-) -> Results:
-    run_script(recipe.script, values, keys)
-    size = None if recipe.lanes is None else recipe.lanes.size
-    finish = Finish(recipe.plan, values, recipe.axes, size, where)
-    pairs = zip(recipe.placed, recipe.ready, strict=True)
-    leaves = [
-        finish.leaf(leaf) if name is None else values[name] for leaf, name in pairs
-    ]
-    return Results(leaves, _aux(recipe, finish))
-
-
-def _aux(recipe: Recipe, finish: Finish) -> list[list[Any]]:
-    return [list(map(finish.with_lanes, each.names)) for each in recipe.plan.aux]
-
-
-def _placed(recipe: Recipe, results: Results, sharding: LaneSharding) -> Results:
-    """Results that were made here, laid out."""
-    rows = zip(recipe.placed, results.leaves, strict=True)
-    leaves = [
-        _lay(x, 0 if leaf.has_lanes else None, sharding)
-        if leaf.written
-        else _lay(x, _axis(recipe, cast(int, leaf.original)), sharding)
-        for leaf, x in rows
-    ]
-    aux = [
-        [
-            _lay(x, 0, sharding) if _is_array(recipe, name) else x
-            for name, x in zip(each.names, made, strict=True)
-        ]
-        for each, made in zip(recipe.plan.aux, results.aux, strict=True)
-    ]
-    return Results(leaves, aux)
-
-
-def _on_devices(
-    recipe: Recipe,
-    values: Mapping[int, Any],
-    keys: LaneKeys | None,
-    where: jax.Array | None,
-    sharding: LaneSharding,
-) -> Results:
-    """Runs on every device what its own lanes ask for, all in one program."""
-    laid: dict[int, Any] = {}
-
-    def lay(name: int) -> Any:
-        if name not in laid:
-            laid[name] = _lay(values[name], _axis(recipe, name), sharding)
-        return laid[name]
-
-    read = {name: lay(name) for name in _read(recipe) if name in values}
+        made = _make(recipe, values, keys, where, recipe.lanes)
+        pairs = zip(made, recipe.sources.made, strict=True)
+        return [_lay(x, 0 if each.has_lanes else None, sharding) for x, each in pairs]
     if keys is not None:
         keys = keys.spread(sharding)
     if where is not None:
         where = sharding.place(where, 0)
+    read = {i: x for i, x in values.items() if i in recipe.reads}
+    laid = {i: _lay(x, _lane_axis(recipe, i), sharding) for i, x in read.items()}
     if recipe.compiled.value is None:
         recipe.compiled.value = _compile(recipe, sharding)
-    made, made_aux = recipe.compiled.value(read, keys, where)
+    return recipe.compiled.value(laid, keys, where)
 
-    # What is no array is the same whatever the lanes, and is only looked up.
-    news, finish = iter(made), Finish(recipe.plan, values, recipe.axes, None, None)
-    leaves: list[Any] = []
-    for leaf, is_made in zip(recipe.placed, _made(recipe), strict=True):
-        if is_made:
-            leaves.append(next(news))
-        elif leaf.written:
-            leaves.append(finish.leaf(leaf))
-        else:
-            leaves.append(lay(cast(int, leaf.original)))
-    aux = [
-        [
-            next(column) if _is_array(recipe, name) else finish.with_lanes(name)
-            for name in each.names
-        ]
-        for each, column in zip(recipe.plan.aux, map(iter, made_aux), strict=True)
+
+def own_leaves(recipe: Recipe, leaves: Sequence[Any]) -> Sequence[Any]:
+    """The target's leaves as they stand in the results: on the devices of a sharding,
+    else the very same."""
+    sharding = None if recipe.lanes is None else recipe.lanes.sharding
+    if sharding is None:
+        return leaves
+    kept = {*recipe.sources.leaves}
+
+    def own(i: int, x: Any, axis: int | None) -> Any:
+        is_array = isinstance(recipe.plan.specs[i], ArraySpec)
+        return _lay(x, axis, sharding) if is_array and i in kept else x
+
+    return [own(i, x, recipe.axes[i]) for i, x in enumerate(leaves)]
+
+
+def _lay(x: Any, axis: int | None, sharding: LaneSharding) -> Any:
+    """Lays an array out, along its lane axis or on all devices."""
+    if axis is not None:
+        return sharding.place(x, axis)
+    # What is on the host is at hand for all devices.
+    return sharding.replicate(x) if isinstance(x, jax.Array) else x
+
+
+def _make(
+    recipe: Recipe,
+    values: dict[int, Any],
+    keys: LaneKeys | None,
+    where: jax.Array | None,
+    lanes: Lanes | None,
+) -> list[Any]:
+    run_blocks(recipe.blocks, values, keys)
+    size = None if lanes is None else lanes.size
+    return [
+        _finished(each, recipe, values, where, size) for each in recipe.sources.made
     ]
-    return Results(leaves, aux)
+
+
+def _finished(
+    made: Made,
+    recipe: Recipe,
+    values: Mapping[int, Any],
+    where: jax.Array | None,
+    size: int | None,
+) -> Any:
+    x = values[made.name]
+    if not made.has_lanes:
+        return x
+    spec = cast(ArraySpec, recipe.plan.specs[made.name])
+    if not spec.has_lanes:
+        x = jnp.broadcast_to(x, (size, *spec.struct.shape))
+    if where is None or made.kept is None:
+        return x
+    return _choose(where, x, values[made.kept], _lane_axis(recipe, made.kept) is None)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _choose(where: jax.Array, new: jax.Array, old: Any, is_shared: bool) -> jax.Array:
+    mask = jnp.expand_dims(where, tuple(range(1, new.ndim)))
+    return jnp.where(mask, new, jnp.expand_dims(old, 0) if is_shared else old)
+
+
+def _lane_axis(recipe: Recipe, name: int) -> int | None:
+    spec = recipe.plan.specs[name]
+    return 0 if isinstance(spec, ArraySpec) and spec.has_lanes else None
 
 
 def _compile(recipe: Recipe, sharding: LaneSharding) -> Callable[..., Any]:
-    """The program of arrays by name, keys and mask; it returns written arrays, and the
-    arrays of `aux`."""
+    """The program of arrays by name, keys and mask, in which every device runs what its
+    own lanes ask for."""
     lanes = cast(Lanes, recipe.lanes)
     local = lanes.on_device()
-    made = [
-        x for x, is_made in zip(recipe.placed, _made(recipe), strict=True) if is_made
-    ]
-    out_axes = [0 if leaf.has_lanes else None for leaf in made]
+    out_axes = [0 if made.has_lanes else None for made in recipe.sources.made]
 
     def run(
         read: Mapping[int, Any], keys: LaneKeys | None, where: jax.Array | None
-    ) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
+    ) -> list[Any]:
         if keys is not None:
             keys = dataclasses.replace(keys, size=local.size)
-        values = dict(read)
-        run_script(recipe.script, values, keys)
-        finish = Finish(recipe.plan, values, recipe.axes, local.size, where)
-        aux = [
-            [finish.with_lanes(name) for name in each.names if _is_array(recipe, name)]
-            for each in recipe.plan.aux
-        ]
-        return list(map(finish.leaf, made)), aux
+        return _make(recipe, dict(read), keys, where, local)
 
-    def run_auto(*inputs: Any) -> Any:
-        leaves, aux = run(*inputs)
-        pairs = zip(leaves, out_axes, strict=True)
-        return (
-            [sharding.place(x, axis) for x, axis in pairs],
-            [[sharding.place(x, 0) for x in each] for each in aux],
-        )
+    def run_as_one(*inputs: Any) -> list[Any]:
+        pairs = zip(run(*inputs), out_axes, strict=True)
+        return [sharding.place(x, axis) for x, axis in pairs]
 
     def run_apart(
         read: Mapping[int, Any], keys: LaneKeys | None, where: jax.Array | None
     ) -> Any:
-        read_specs = {name: sharding.spec(_axis(recipe, name)) for name in read}
         own = sharding.spec(0)
         mapped = cast(Any, jax).shard_map(
             run,
             mesh=sharding.mesh,
-            in_specs=(read_specs, own, own),
-            out_specs=([sharding.spec(axis) for axis in out_axes], own),
+            in_specs=(
+                {i: sharding.spec(_lane_axis(recipe, i)) for i in read},
+                own,
+                own,
+            ),
+            out_specs=[sharding.spec(axis) for axis in out_axes],
             axis_names=set(sharding.names),
             # What is written once for all lanes comes out the same on all devices.
             check_vma=False,
         )
         return mapped(read, keys, where)
 
-    return jax.jit(run_apart if lanes.is_apart else run_auto)
-
-
-def _made(recipe: Recipe) -> list[bool]:
-    """Which leaves of the result are arrays that the program makes."""
-    return [leaf.written and _is_array(recipe, leaf.name) for leaf in recipe.placed]
-
-
-def _read(recipe: Recipe) -> set[int]:
-    """The names of what the program reads, among other values."""
-    names = {name for step in recipe.plan.steps for row in step.inputs for name in row}
-    for leaf in recipe.placed:
-        if leaf.written and _is_array(recipe, leaf.name):
-            names.add(leaf.name)
-            if recipe.has_mask and leaf.original is not None:
-                names.add(leaf.original)
-    for each in recipe.plan.aux:
-        names.update(name for name in each.names if _is_array(recipe, name))
-    return names
-
-
-def _is_array(recipe: Recipe, name: int) -> bool:
-    return isinstance(recipe.plan.specs[name], ArraySpec)
-
-
-def _axis(recipe: Recipe, name: int) -> int | None:
-    """The lane axis of an array of the target or the arguments, from the front."""
-    spec = recipe.plan.specs[name]
-    if not isinstance(spec, ArraySpec) or spec.axis is None:
-        return None
-    return spec.axis % (len(spec.struct.shape) + 1)
-
-
-def _lay(x: Any, axis: int | None, sharding: LaneSharding) -> Any:
-    if axis is not None:
-        return sharding.place(x, axis)
-    # What is on the host is at hand for all devices.
-    return sharding.replicate(x) if isinstance(x, jax.Array) else x
+    return jax.jit(run_apart if lanes.is_apart else run_as_one)

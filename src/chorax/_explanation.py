@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import jax.tree_util as jtu
 
+from ._axes import Axes
 from ._finish import is_same, Placed
 from ._keys import lane_keys
 from ._kind import ArraySpec
@@ -158,7 +159,7 @@ def _explain(target: Any, request: Request) -> Explanation:
     excludes = excluded_leaves(request)
     selection = select(walked, request, axes, excluded)
     made = propose(walked, selection, request, axes, call, keys, excludes)
-    reader = _Reader(made.plan, made.placed, request)
+    reader = _Reader(made.plan, made.placed, axes, request)
     sharding = None if request.lanes is None else request.lanes.sharding
     skipped = [
         _skipped(node, index in excluded, request.label)
@@ -184,8 +185,11 @@ def _skipped(node: Node, is_excluded: bool, label: str) -> Skipped:
 class _Reader:
     """Reads a plan in words of shapes."""
 
-    def __init__(self, plan: Plan, placed: Sequence[Placed], request: Request) -> None:
+    def __init__(
+        self, plan: Plan, placed: Sequence[Placed], axes: Axes, request: Request
+    ) -> None:
         self._plan = plan
+        self._axes = axes
         self._size = request.size
         self._function = request.function
         self._placed = placed
@@ -239,7 +243,11 @@ class _Reader:
         spec = self._plan.specs[name]
         if not isinstance(spec, ArraySpec):
             return spec.value, None
-        axis = spec.axis if in_lanes is None else 0 if in_lanes else None
+        axis = 0 if spec.has_lanes else None
+        if in_lanes is not None:
+            axis = 0 if in_lanes else None
+        elif name < len(self._axes):
+            axis = self._axes[name]
         shape = list(spec.struct.shape)
         if axis is not None and self._size is not None:
             shape.insert(axis, self._size)

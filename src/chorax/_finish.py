@@ -1,13 +1,11 @@
-"""From values to results: the leaves of the new model, and what to say of them."""
+"""What comes of a plan: the leaves of the new model, and what to say of them."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._axes import Axes
@@ -78,7 +76,7 @@ def _exclude(placed: list[Placed], plan: Plan, excludes: Excludes) -> list[Place
     answers = excludes((path, spec.struct) for path, spec in written.items())
     without = dict.fromkeys(itertools.compress(written, answers))
     for path in without:
-        if written[path].axis is not None:
+        if written[path].has_lanes:
             raise ValueError(
                 f"{place(path)} is excluded by `state_to_exclude`, so it is "
                 "written once for all lanes, but its value differs from lane to lane: "
@@ -135,64 +133,59 @@ def _unlike(old: Any, new: ArraySpec) -> str | None:
     )
 
 
-class Finish:
-    """Turns values into the leaves of the result."""
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An array of the results: a value, with lanes or without them, and what lanes keep
+    of it under a mask."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        values: Mapping[int, Any],
-        axes: Axes,
-        size: int | None,
-        where: jax.Array | None,
-    ) -> None:
-        self._specs = plan.specs
-        self._values = values
-        self._axes = axes
-        self._size = size
-        self._where = where
+    name: int
+    has_lanes: bool
+    kept: int | None
 
-    def leaf(self, leaf: Placed) -> Any:
-        """What stands in the returned model."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sources:
+    """Where each leaf of the results is among the target's leaves, `constants` and the
+    arrays that are `made`, one after the other; and the same for each `aux`."""
+
+    made: tuple[Made, ...]
+    constants: tuple[Any, ...]
+    leaves: tuple[int, ...]
+    aux: tuple[tuple[int, ...], ...]
+
+
+def find_sources(
+    plan: Plan, placed: Sequence[Placed], walked: Walked, request: Request
+) -> Sources:
+    """Says what is to be made, and where it goes."""
+    count = len(walked.leaves)
+    made: dict[Made, int] = {}
+    constants: list[Any] = []
+
+    def source(name: int, has_lanes: bool, kept: int | None) -> tuple[bool, int]:
+        spec = plan.specs[name]
+        if isinstance(spec, ArraySpec):
+            return True, made.setdefault(Made(name, has_lanes, kept), len(made))
+        if name < count:
+            return False, name
+        constants.append(spec.value)
+        return False, count + len(constants) - 1
+
+    def of_leaf(leaf: Placed) -> tuple[bool, int]:
         if not leaf.written and leaf.original is not None:
-            return self._values[leaf.original]
-        if not leaf.has_lanes:
-            return self._value(leaf.name)
-        new = self.with_lanes(leaf.name)
-        if self._where is None or leaf.original is None:
-            return new
-        old = self._values[leaf.original]
-        return _choose(self._where, new, old, self._axes[leaf.original])
+            return False, leaf.original
+        kept = None if request.where is None else leaf.original
+        return source(leaf.name, leaf.has_lanes, kept)
 
-    def with_lanes(self, name: int) -> Any:
-        """A value with its lane axis first, if it is an array and there are lanes."""
-        spec, value = self._specs[name], self._value(name)
-        if self._size is None or not isinstance(spec, ArraySpec):
-            return value
-        if spec.axis is None:
-            return jnp.broadcast_to(value, (self._size, *spec.struct.shape))
-        return value if spec.axis == 0 else jnp.moveaxis(value, spec.axis, 0)
+    has_lanes = request.lanes is not None
+    leaves = list(map(of_leaf, placed))
+    aux = [[source(name, has_lanes, None) for name in each.names] for each in plan.aux]
+    start = count + len(constants)
 
-    def _value(self, name: int) -> Any:
-        if name in self._values:
-            return self._values[name]
-        spec = self._specs[name]
-        assert isinstance(spec, StaticSpec)
-        return spec.value
+    def index(rows: Sequence[tuple[bool, int]]) -> tuple[int, ...]:
+        return tuple(start + i if is_made else i for is_made, i in rows)
 
-
-@jax.jit
-def _choose_first(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    mask = jnp.expand_dims(where, tuple(range(1, new.ndim)))
-    return jnp.where(mask, new, old)
-
-
-def _choose(where: jax.Array, new: Any, old: Any, axis: int | None) -> jax.Array:
-    if axis is None:
-        old = jnp.expand_dims(old, 0)
-    elif axis != 0:
-        old = jnp.moveaxis(old, axis, 0)
-    return _choose_first(where, new, old)
+    return Sources(tuple(made), tuple(constants), index(leaves), tuple(map(index, aux)))
 
 
 def describe(

@@ -70,28 +70,21 @@ class LaneKeys:
             return _fold(self.key, words)
         return jax.vmap(_fold, in_axes=(0, None))(self.array, words)
 
-    def of_nodes(self, table: Any, lanes_first: bool) -> jax.Array:
-        """The keys of nodes, shape `(size, nodes)` or `(nodes, size)`; `(nodes,)`
-        without lanes. `table` is a `path_table`."""
+    def of_nodes(self, table: Any) -> jax.Array:
+        """The keys of nodes, shape `(size, nodes)`; `(nodes,)` without lanes. `table`
+        is a `path_table`."""
+        axis = int(self.size is not None)
         if not self.stacks:
             # What `unsafe_rbg` makes of a batch of paths goes by the first of them.
-            rows = [self.of_node(words) for words in table]
-            return jnp.stack(rows, int(lanes_first and self.size is not None))
+            return jnp.stack([self.of_node(words) for words in table], axis)
         if self.size is None:
             return jax.vmap(_fold, in_axes=(None, 0))(self.key, table)
         keys = self.key if self.is_split else jax.random.split(self.key, self.size)
-        if len(table) == 1:
-            one = jax.vmap(_fold, in_axes=(0, None))(keys, table[0])
-            return jnp.expand_dims(one, int(lanes_first))
-        shape = (self.size, len(table)) if lanes_first else (len(table), self.size)
-        own, pairs = keys[:, None], table[None]
-        if not lanes_first:
-            own, pairs = keys[None], table[:, None]
         # XLA compiles a hash over one axis in a third of the time it takes over two.
-        flat = jnp.broadcast_to(own, (*shape, *keys.shape[1:]))
-        flat = flat.reshape(-1, *keys.shape[1:])
-        pairs = jnp.broadcast_to(pairs, (*shape, 2)).reshape(-1, 2)
-        return jax.vmap(_fold)(flat, pairs).reshape(*shape, *keys.shape[1:])
+        count = self.size * len(table)
+        flat = jnp.repeat(keys, len(table), axis=0, total_repeat_length=count)
+        made = jax.vmap(_fold)(flat, jnp.tile(table, (self.size, 1)))
+        return made.reshape(self.size, len(table), *keys.shape[1:])
 
 
 def lane_keys(key: Any, size: int | None) -> LaneKeys | None:

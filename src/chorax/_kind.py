@@ -52,7 +52,7 @@ class Lanes:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """An array as one lane sees it, and the axis along which the lanes lie.
+    """An array as one lane sees it, and whether lanes have one each.
 
     `host` is the type of a NumPy scalar, and the dtype of a NumPy array that JAX would
     change: what the leaf is for as long as nobody writes it. `place` is where it is, if
@@ -60,7 +60,7 @@ class ArraySpec:
     """
 
     struct: jax.ShapeDtypeStruct
-    axis: int | None
+    has_lanes: bool
     host: Hashable = None
     place: Hashable = None
 
@@ -100,7 +100,7 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
     elif isinstance(leaf, np.ndarray) and cast(Any, leaf).dtype != dtype:
         host = cast(Any, leaf).dtype
     struct = jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak)
-    return ArraySpec(struct, axis, host, place_of(leaf))
+    return ArraySpec(struct, axis is not None, host, place_of(leaf))
 
 
 def place_of(leaf: Any) -> Hashable:

@@ -44,17 +44,17 @@ def run_plainly(
 
     values = _own_objects(inputs)
     specs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
-    axes = [spec.axis for spec in specs]
+    mapped = [spec.has_lanes for spec in specs]
     if kind.gets_key and keys is not None:
         [words] = path_table([path])
         values.append(keys.of_node(words))
-        axes.append(0)
+        mapped.append(True)
     if lanes is None:
         arrays = lane(*values)
     else:
         arrays = jax.vmap(
             lane,
-            in_axes=tuple(axes),
+            in_axes=tuple(0 if has else None for has in mapped),
             out_axes=0,
             axis_name=lanes.axis_name,
             axis_size=lanes.size,

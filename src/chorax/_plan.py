@@ -146,7 +146,7 @@ class _Planner:
             self._places.setdefault(places, len(self._places)) if any(places) else None
         )
         outputs = tuple(
-            self._name(ArraySpec(struct, 0 if has_lanes else None, place=made))
+            self._name(ArraySpec(struct, has_lanes, place=made))
             for struct, has_lanes in zip(done.outputs, out_lanes, strict=True)
         )
         if isinstance(done, PlainRun):

@@ -13,10 +13,17 @@ from typing import Any, cast, NamedTuple
 import jax
 import jax.tree_util as jtu
 
-from ._arrange import arrange, Script
-from ._axes import Axes, check_leaf_lengths
+from ._axes import Axes, check_leaf_lengths, in_front
+from ._blocks import Blocks, make_blocks
 from ._excludes import Excludes
-from ._finish import describe, place_leaves, Placed, written_paths
+from ._finish import (
+    describe,
+    find_sources,
+    place_leaves,
+    Placed,
+    Sources,
+    written_paths,
+)
 from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Lanes, place_of, spec_of, StaticSpec
 from ._memo import Cell, recipe_cell, surroundings
@@ -37,20 +44,20 @@ _ANSWERS = 4
 class Recipe:
     """A call without its values.
 
-    `placed` are the leaves of the result, and `delta` is the structure of the delta,
-    whose leaves are the written ones. `calls` is the number of nodes that are called,
-    and `answers` are those of `state_to_exclude`.
+    `placed` are the leaves of the result, `sources` where they come from, and `delta`
+    is the structure of the delta, whose leaves are the written ones. `calls` is the
+    number of nodes that are called, and `answers` are those of `state_to_exclude`.
     """
 
     plan: Plan
     lanes: Lanes | None
     axes: Axes
-    script: Script
+    blocks: Blocks
+    sources: Sources
     placed: tuple[Placed, ...]
     delta: jtu.PyTreeDef
     written: tuple[Path, ...]
     changes_structure: bool
-    has_mask: bool
     calls: int
     warnings: tuple[str, ...]
     answers: Mapping[tuple[Path, jax.ShapeDtypeStruct], bool]
@@ -63,26 +70,17 @@ class Recipe:
         return tuple(leaf.written for leaf in self.placed)
 
     @functools.cached_property
-    def ready(self) -> tuple[int | None, ...]:
-        """The name of the value that is a leaf of the result as it is; `None` where
-        there is more to be done."""
-        return tuple(self._ready(leaf) for leaf in self.placed)
+    def reads(self) -> frozenset[int]:
+        """The names of what is read to make the results, of the values at hand too."""
+        steps = {name for s in self.plan.steps for row in s.inputs for name in row}
+        names = {name for each in self.sources.made for name in (each.name, each.kept)}
+        return frozenset(name for name in steps | names if name is not None)
 
-    def _ready(self, leaf: Placed) -> int | None:
-        if not leaf.written:
-            return leaf.original
-        spec = self.plan.specs[leaf.name]
-        is_whole = leaf.has_lanes and isinstance(spec, ArraySpec) and spec.axis == 0
-        return leaf.name if is_whole and not self.has_mask else None
-
-
-def _arranged(
-    plan: Plan, lanes: Lanes | None, in_jit: bool, keys: LaneKeys | None
-) -> Script:
-    stacks = keys is None or keys.stacks
-    if lanes is None or lanes.sharding is None:
-        return arrange(plan, lanes, in_jit, stacks)
-    return arrange(plan, lanes.on_device(), True, stacks)
+    @functools.cached_property
+    def moved(self) -> tuple[int, ...]:
+        """The leaves that are read and whose lane axis is not in front."""
+        axes = enumerate(self.axes)
+        return tuple(i for i, axis in axes if axis and i in self.reads)
 
 
 class Proposal(NamedTuple):
@@ -146,16 +144,20 @@ def find_recipe(
         if lanes is not None and lanes.is_apart:
             spans = any(step.trace.computation.spans_devices for step in plan.steps)
             lanes = dataclasses.replace(lanes, is_one=spans)
+        # Many devices run one program, as a `jit` does.
+        is_spread = lanes is not None and lanes.sharding is not None
+        on_device = None if lanes is None else lanes.on_device()
+        stacks = keys is None or keys.stacks
         return Recipe(
             plan,
             lanes,
             axes,
-            _arranged(plan, lanes, in_jit, keys),
+            make_blocks(plan, on_device, in_jit or is_spread, stacks),
+            find_sources(plan, placed, walked, request),
             placed,
             describe(plan, placed, axes, walked, request),
             written_paths(plan, placed, walked),
             not same_structure(plan.structure, walked.structure),
-            request.where is not None,
             len(selection.methods),
             selection.warnings,
             {} if excludes is None else excludes.answers,
@@ -163,7 +165,8 @@ def find_recipe(
 
     # JAX makes the attributes of its configuration at run time.
     if cast(Any, jax.config).jax_disable_jit:
-        return make([*walked.leaves, *arrays], False)
+        own = map(in_front, walked.leaves, axes)
+        return make([*own, *arrays], False)
     scene, in_jit = surroundings()
     try:
         token = _token(walked, request, axes, call, excluded, excludes)

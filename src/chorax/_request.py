@@ -12,6 +12,7 @@ from ._axes import (
     argument_axes,
     Axes,
     check_lengths,
+    in_front,
     keyword_axes,
     resolve_axes,
 )
@@ -127,7 +128,7 @@ def target_axes(target: Any, walked: Walked, request: Request) -> Axes:
 
 
 def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]:
-    """What all nodes share, and the arrays among the arguments."""
+    """What all nodes share, and the arrays among the arguments, lanes in front."""
     args, kwargs = request.arguments, request.kwargs
     function = None if isinstance(request.function, str) else request.function
     tree = (function, args, kwargs)
@@ -159,8 +160,9 @@ def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]
         admits_stacks=function is reset_parameters,
         extra=code_token(function),
     )
-    pairs = zip(leaves, specs, strict=True)
-    return call, [x for x, spec in pairs if isinstance(spec, ArraySpec)]
+    rows = zip(leaves, axes, specs, strict=True)
+    arrays = [in_front(x, axis) for x, axis, s in rows if isinstance(s, ArraySpec)]
+    return call, arrays
 
 
 def excluded_leaves(request: Request) -> Excludes | None:

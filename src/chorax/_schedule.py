@@ -7,11 +7,8 @@ the same are one step, whatever their kinds and their order among the others.
 """
 
 import dataclasses
-import functools
 from collections.abc import Hashable, Sequence
-from typing import Any
 
-from ._keys import path_table
 from ._paths import Path
 from ._trace import Trace
 
@@ -52,11 +49,6 @@ class Step:
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
 
-    @functools.cached_property
-    def table(self) -> Any:
-        """What the nodes' keys are derived from."""
-        return path_table(self.paths)
-
 
 def schedule(calls: Sequence[Planned], wanted: set[int]) -> tuple[Step, ...]:
     """Groups calls into steps; leaves out those of which nobody wants anything."""
@@ -65,7 +57,7 @@ def schedule(calls: Sequence[Planned], wanted: set[int]) -> tuple[Step, ...]:
     for call in _needed(calls, wanted):
         wave = 1 + max((wave_of.get(name, -1) for name in call.inputs), default=-1)
         wave_of.update(dict.fromkeys(call.outputs, wave))
-        alike = call.trace.computation, call.trace.axes, call.places, call.out_lanes
+        alike = call.trace.computation, call.trace.in_lanes, call.places, call.out_lanes
         groups.setdefault((wave, alike), []).append(call)
     return tuple(
         Step(

@@ -15,7 +15,7 @@ from ._annotations import check_result
 from ._computation import Computation, computation_of
 from ._kind import ArraySpec, Call, Kind, Lanes, Outcome
 from ._lane import call_lane
-from ._layout import all_lanes, over_lanes
+from ._layout import over_lanes
 from ._memo import Cell, kind_cell, surroundings
 from ._paths import Path
 
@@ -25,15 +25,15 @@ class Trace:
     """What a kind's method does, found by running its Python once.
 
     `reads` are the indices of the inputs that the computation reads, `outputs` its new
-    arrays as one lane sees them. `axes` are the lane axes of the inputs that it reads,
-    where there are lanes.
+    arrays as one lane sees them. `in_lanes` is whether lanes have one each of the
+    inputs that it reads.
     """
 
     computation: Computation
     reads: tuple[int, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     outcome: Outcome
-    axes: tuple[int | None, ...]
+    in_lanes: tuple[bool, ...]
     label: str
 
     @property
@@ -45,11 +45,16 @@ class Trace:
         """For each output, whether it can differ from lane to lane."""
         flags = LaneFlags()
         lane = self.computation
-        layout = all_lanes(self.axes, lanes, len(self.outputs))
-        pairs = zip(lane.closed.jaxpr.invars, self.axes, strict=True)
+        lanes = dataclasses.replace(lanes, chunk_size=None)
+        out_lanes = (True,) * len(self.outputs)
+        pairs = zip(lane.closed.jaxpr.invars, self.in_lanes, strict=True)
+
+        def watched(*inputs: Any) -> Any:
+            return flags.watch(lane(*inputs))
+
         jax.eval_shape(
-            lambda *xs: over_lanes(lambda *ys: flags.watch(lane(*ys)), layout, xs),
-            *[_with_lanes(v.aval, axis, lanes.size) for v, axis in pairs],
+            lambda *xs: over_lanes(watched, lanes, self.in_lanes, out_lanes, xs),
+            *[_with_lanes(v.aval, lanes.size) if has else v.aval for v, has in pairs],
         )
         return flags.seen
 
@@ -57,9 +62,9 @@ class Trace:
 def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
     """The trace of a kind, remembered from an earlier call if there was one."""
     inputs = _inputs(kind, call)
-    # A lane does not see along which axis the lanes lie, nor where.
+    # A lane does not see whether there are others, nor where it is.
     specs = [
-        dataclasses.replace(spec, axis=None, place=None)
+        dataclasses.replace(spec, has_lanes=False, place=None)
         if isinstance(spec, ArraySpec)
         else spec
         for spec in kind.specs
@@ -74,14 +79,15 @@ def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
         trace = _trace(kind, call, path)
         if trace.lasts:
             cell.value = trace
-    return dataclasses.replace(trace, axes=tuple(inputs[i].axis for i in trace.reads))
+    in_lanes = tuple(inputs[i].has_lanes for i in trace.reads)
+    return dataclasses.replace(trace, in_lanes=in_lanes)
 
 
 def _inputs(kind: Kind, call: Call) -> list[ArraySpec]:
     """The arrays that a computation may read, in the order of its inputs."""
     inputs = [s for s in (*kind.specs, *call.specs) if isinstance(s, ArraySpec)]
     if kind.gets_key and call.key is not None:
-        inputs.append(ArraySpec(call.key, 0))
+        inputs.append(ArraySpec(call.key, call.lanes is not None))
     return inputs
 
 
@@ -112,7 +118,7 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         reads=reads,
         outputs=outputs,
         outcome=outcome,
-        axes=tuple(specs[i].axis for i in reads),
+        in_lanes=tuple(specs[i].has_lanes for i in reads),
         label=f"`{call.label}` of {kind.name}",
     )
 
@@ -142,8 +148,6 @@ class LaneFlags:
         return tuple(pass_on(*arrays))
 
 
-def _with_lanes(aval: Any, axis: int | None, size: int) -> jax.ShapeDtypeStruct:
-    shape = list(aval.shape)
-    if axis is not None:
-        shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, size)
-    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type)
+def _with_lanes(aval: Any, size: int) -> jax.ShapeDtypeStruct:
+    shape = (size, *aval.shape)
+    return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)

@@ -53,9 +53,9 @@ def batches_text(got):
     return models_text(got, "batches", "concatenate", "batched models")
 
 
-def items_text(got, name="models"):
+def items_text(got, name="`models` of `stack`"):
     return (
-        f"`{name}` must be an iterable of models, but got {got}. Pass the models "
+        f"{name} must be an iterable of models, but got {got}. Pass the models "
         "themselves: a list, or the `.values()` of a dictionary."
     )
 
@@ -422,7 +422,8 @@ LANES: dict[str, Mistake] = {
     "concatenate of a dictionary": wrong(
         TypeError,
         items_text(
-            "{'a': {'v': float32[4, 2], 'w': float32[2]}} of type dict", "batches"
+            "{'a': {'v': float32[4, 2], 'w': float32[2]}} of type dict",
+            "`batches` of `concatenate`",
         ),
         lambda target: lanes.concatenate({"a": target}, 0),
         target=FOUR,

@@ -18,7 +18,7 @@ from ._paths import (
 )
 from ._same import is_same
 from ._table import counted, in_bytes, Row, size_of, Table, value_cells
-from ._typed import typed
+from ._typed import check_type
 from .filters import Filter, to_predicate
 
 
@@ -236,7 +236,6 @@ class StateDelta(eqx.Module, Generic[T]):
         return Table(f"StateDelta: {', '.join(parts)}", head, rows)
 
 
-@typed(delta="a `StateDelta`, as collective calls and `diff` return")
 def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
     """Puts the written values of a delta into a model.
 
@@ -266,6 +265,8 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
 
     ```
     """
+    words = "a `StateDelta`, as collective calls and `diff` return"
+    check_type(delta, StateDelta, "`delta` of `apply_delta`", words)
     leaves, structure = jtu.tree_flatten(model)
     rows = delta.leaves()
     if same_structure(structure, delta.after):

@@ -12,7 +12,7 @@ from ._lane_axes import agreed_count, count_lanes, lane_axes, LaneAxes, take_lan
 from ._paths import leaf_paths
 from ._replace import replace
 from ._table import counted, in_bytes, is_array_like, Row, size_of, Table, value_cells
-from ._typed import typed
+from ._typed import check_type
 
 
 M = TypeVar("M")
@@ -106,7 +106,6 @@ class Ensemble(LaneHolder, Generic[M]):
         axes = [known.get(path) for path in leaf_paths(structure)]
         return cast(M, jtu.tree_unflatten(structure, axes))
 
-    @typed(fn="a function `(model, *args, **kwargs)`")
     def vmap(
         self,
         fn: Callable[..., Any],
@@ -142,6 +141,8 @@ class Ensemble(LaneHolder, Generic[M]):
 
         ```
         """
+        words = "a function `(model, *args, **kwargs)`"
+        check_type(fn, Callable, "`fn` of `vmap`", words)
 
         def call(model: M, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return fn(model, *args, **kwargs)

@@ -7,14 +7,13 @@ from typing import Any, cast, TypeVar
 import equinox as eqx
 
 from ._show import shown
-from ._typed import typed
+from ._typed import check_type
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LEVELS = 10
 
 
-@typed(level="an integer, as in `@call_order(1)`", check_order_boundary="a `bool`")
 def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F], F]:
     """Marks a method to run after the unmarked ones, by level.
 
@@ -45,11 +44,10 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     ```
     """
-    if isinstance(level, bool):  # Which passes for an `int`.
-        raise TypeError(
-            "`level` of `call_order` must be an integer, as in `@call_order(1)`, but "
-            f"got {shown(level)}."
-        )
+    words = "an integer, as in `@call_order(1)`"
+    check_type(level, int, "`level` of `call_order`", words)
+    name = "`check_order_boundary` of `call_order`"
+    check_type(check_order_boundary, bool, name, "a `bool`")
     if check_order_boundary and not 0 <= level < _LEVELS:
         raise ValueError(
             f"`level` must be an integer in [0, {_LEVELS}), but got {level}. Pass "

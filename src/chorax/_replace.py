@@ -5,13 +5,12 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
-from ._typed import typed
+from ._typed import check_type
 
 
 M = TypeVar("M", bound=eqx.Module)
 
 
-@typed(module="an `eqx.Module`, an instance and not a class")
 def replace(module: M, /, **fields: Any) -> M:
     """A copy of a module with some fields changed.
 
@@ -42,6 +41,8 @@ def replace(module: M, /, **fields: Any) -> M:
 
     ```
     """
+    words = "an `eqx.Module`, an instance and not a class"
+    check_type(module, eqx.Module, "`module` of `replace`", words)
     names = [field.name for field in dataclasses.fields(module)]
     for name in fields:
         if name not in names:

@@ -46,9 +46,9 @@ def _run(
     cheaply: bool,
 ) -> None:
     def find(names: tuple[int, ...]) -> Any:
-        if len(names) > 1:
-            return tuple([values[name] for name in names])
-        return None if names[0] == KEY else values[names[0]]
+        if len(names) == 1:
+            return None if names[0] == KEY else values[names[0]]
+        return tuple([values[name] for name in names])
 
     inputs = [find(names) for names in block.inputs]
     own = own if block.has_key else None

@@ -26,7 +26,7 @@ from ._lane_checks import check_alike, check_mappable, check_same, check_structu
 from ._paths import leaf_paths, place
 from ._show import shown
 from ._spread import check_sharding
-from ._typed import typed
+from ._typed import check_type
 from .filters import Filter
 
 
@@ -39,7 +39,6 @@ else:
     AxisSize = Mask = Any
 
 
-@typed(models="an iterable of models")
 def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     """Puts models together as the lanes of one batched model.
 
@@ -71,7 +70,7 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
     ```
     """
-    trees = _listed(models, "models")
+    trees = _listed(models, "`models` of `stack`", "models")
     if not trees:
         raise ValueError("There is nothing to stack: no models were given.")
     keeps = check_filter(share, "share")
@@ -155,7 +154,6 @@ def take(batched: T, axes: Any, index: Any) -> T:
     return take_lanes(lane_axes(batched, axes), index)[0]
 
 
-@typed(batches="an iterable of batched models")
 def concatenate(batches: Iterable[T], axes: Any) -> T:
     """Puts batched models one after the other along their lanes.
 
@@ -178,7 +176,7 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
     ```
     """
-    trees = _listed(batches, "batches")
+    trees = _listed(batches, "`batches` of `concatenate`", "batched models")
     if not trees:
         raise ValueError("There is nothing to concatenate: no models were given.")
     for index, tree in enumerate(trees):
@@ -286,7 +284,6 @@ def broadcast(model: T, axis_size: AxisSize, filter: Filter = ...) -> tuple[T, T
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
-@typed(sharding="a `jax.sharding.NamedSharding`, of a mesh and the name of an axis")
 def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     """Spreads lanes over the devices of a mesh.
 
@@ -316,6 +313,8 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
 
     ```
     """
+    words = "a `jax.sharding.NamedSharding`, of a mesh and the name of an axis"
+    check_type(sharding, jax.sharding.NamedSharding, "`sharding` of `shard`", words)
     lanes = lane_axes(batched, axes)
     found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
@@ -328,11 +327,12 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     )
 
 
-def _listed(models: Iterable[T], name: str) -> list[T]:
+def _listed(models: Iterable[T], name: str, words: str) -> list[T]:
+    check_type(models, Iterable, name, f"an iterable of {words}")
     # To iterate over these gives keys and letters.
     if isinstance(models, Mapping | str):
         raise TypeError(
-            f"`{name}` must be an iterable of models, but got {shown(models)}. Pass "
+            f"{name} must be an iterable of models, but got {shown(models)}. Pass "
             "the models themselves: a list, or the `.values()` of a dictionary."
         )
     return list(models)

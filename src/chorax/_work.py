@@ -9,7 +9,7 @@ import jax.extend.core as jec
 
 
 # So many elements, of all that a program computes on its way, are little.
-LITTLE = 1 << 22
+LITTLE = 1 << 24
 # So few equations are as soon compiled for each node as for all of them at once.
 _FEW = 32
 # Nobody knows how often a `while` goes round.

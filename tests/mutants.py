@@ -120,6 +120,7 @@ NAMED = [
         "call.trace.in_lanes, ",
         "test_places.py",
     ),
+    ("_blocks", "and set(step.places) == set(first.places)", "", "test_places.py"),
     (
         "_constants",
         "return all(map(_is_fixed, held_by(value)))",

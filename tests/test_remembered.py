@@ -446,7 +446,7 @@ def test_programs_do_not_grow_with_nodes(maker, compiled, key):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("needs_jit")
-def test_many_kinds_of_one_node_share_their_keys(compiled, key):
+def test_many_kinds_of_one_node_share_programs(compiled, key):
     def programs(count):
         jax.clear_caches()
         net = [Read(jnp.arange(float(size))) for size in range(1, count + 1)]
@@ -455,8 +455,9 @@ def test_many_kinds_of_one_node_share_their_keys(compiled, key):
         return len(compiled) - before
 
     one = programs(1)
-    assert programs(12) == one + 11
-    assert programs(30) == one + 29
+    # Up to 16 steps in one program.
+    assert programs(12) == programs(16) == one
+    assert programs(30) == one + 1
 
 
 @pytest.mark.slow

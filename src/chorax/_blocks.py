@@ -1,10 +1,13 @@
 """Which nodes run stacked: the steps of a plan as blocks.
 
-A block is those nodes of a step that one call of a compiled program runs: all of them,
-stacked, or a single one. To stack copies what nodes read and what comes of it. What it
-saves, outside of a `jit`, is a call per node, some 20 µs; inside of one, that the
-program grows with the nodes, by tenths of a second of compilation each. So nodes run
-one by one where their copies cost more than that.
+A block is those nodes of a step that run as one: all of them, stacked, or a single one.
+To stack copies what nodes read and what comes of it. What it saves, outside of a `jit`,
+is a call of a program per node, some 20 µs; inside of one, that the program grows with
+the nodes, by tenths of a second of compilation each. So nodes run one by one where
+their copies cost more than that.
+
+Outside of a `jit` a program runs one block, or several where there are many kinds of
+one node each: 400 of them compile in two thirds of the time, and run in as much.
 """
 
 import dataclasses
@@ -30,9 +33,12 @@ from ._work import LITTLE
 
 # The most bytes per node that are copied to stack nodes.
 _BYTES = 1 << 20
-# The most arrays that are stacked outside of a `jit`: a program takes so many nodes and
-# no other number of them, and some 10 ms an array to compile.
+# The most arrays that are stacked outside of a `jit`, or go through one program of
+# several kinds: it takes so many and no other number of them, and some 10 ms each to
+# compile.
 _ARRAYS = 48
+# The most kinds of one node that one program runs.
+_KINDS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,20 +63,36 @@ class Block:
         return (KEY,) in self.inputs
 
     @functools.cached_property
-    def is_little(self) -> bool:
-        """Whether it computes so little that it is compiled cheaply."""
+    def work(self) -> int:
+        """How much it computes."""
         lanes = self.layout.lanes
         width = 1 if lanes is None else lanes.size
-        return self.step.trace.computation.work * width * len(self.paths) <= LITTLE
+        return self.step.trace.computation.work * width * len(self.paths)
+
+    @functools.cached_property
+    def source(self) -> "_Source":
+        """What its program is compiled from."""
+        return _Source(self.step.trace.computation, self.layout, self.has_key)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Blocks that one program runs."""
+
+    blocks: tuple[Block, ...]
+
+    @functools.cached_property
+    def is_little(self) -> bool:
+        """Whether it computes so little that it is compiled cheaply."""
+        return sum(block.work for block in self.blocks) <= LITTLE
 
     @functools.cached_property
     def program(self) -> Compiled:
-        """The compiled function of keys, `start` and inputs."""
-        # It goes with the computation, so that nothing else keeps what is compiled,
-        # some MB, and the arrays that a computation may hold.
-        computation = self.step.trace.computation
-        source = _Source(computation, self.layout, self.has_key)
-        return computation.remember(_compile, source)
+        """The compiled function of all keys and, for each block, `start` and inputs."""
+        # It goes with a computation, so that nothing else keeps what is compiled, some
+        # MB, and the arrays that a computation may hold.
+        sources = tuple(block.source for block in self.blocks)
+        return sources[0].computation.remember(_compile, sources)
 
 
 class _Source(NamedTuple):
@@ -78,26 +100,28 @@ class _Source(NamedTuple):
     layout: Layout
     has_key: bool
 
-
-def _compile(source: _Source) -> Compiled:
-    computation, layout, has_key = source
-
-    def resolve(x: Any, has_lanes: bool, own: Any) -> Any:
-        if x is None:
-            return own
-        if not isinstance(x, tuple):
-            return x
-        return jnp.stack(cast("tuple[Any, ...]", x), int(has_lanes))
-
-    def run(keys: Any, start: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        own, axis = None, int(layout.lanes is not None)
-        if has_key:
+    def run(self, keys: Any, start: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        layout, own = self.layout, None
+        axis = int(layout.lanes is not None)
+        if self.has_key:
             count = layout.nodes or 1
             own = jax.lax.dynamic_slice_in_dim(keys, start, count, axis)
             own = own if layout.nodes else jnp.squeeze(own, axis)
         pairs = zip(inputs, layout.in_lanes, strict=True)
-        arrays = [resolve(x, has_lanes, own) for x, has_lanes in pairs]
-        return over_nodes(computation, layout, arrays)
+        arrays = [own if x is None else _stacked(x, has) for x, has in pairs]
+        return over_nodes(self.computation, layout, arrays)
+
+
+def _stacked(x: Any, has_lanes: bool) -> Any:
+    if not isinstance(x, tuple):
+        return x
+    return jnp.stack(cast("tuple[Any, ...]", x), int(has_lanes))
+
+
+def _compile(sources: tuple[_Source, ...]) -> Compiled:
+    def run(keys: Any, *rows: tuple[Any, Sequence[Any]]) -> list[tuple[Any, ...]]:
+        pairs = zip(sources, rows, strict=True)
+        return [source.run(keys, *row) for source, row in pairs]
 
     return Compiled(run)
 
@@ -106,20 +130,21 @@ def _compile(source: _Source) -> Compiled:
 class Blocks:
     """The steps as they run; the keys of nodes are made from the `table`."""
 
-    blocks: tuple[Block, ...]
+    groups: tuple[Group, ...]
     table: Any
     in_jit: bool
 
     @functools.cached_property
     def takes_options(self) -> bool:
         """Whether no trace holds a value of a transformation around the call."""
-        traces = [block.step.trace for block in self.blocks]
-        return not self.in_jit and all(each.computation.lasts for each in traces)
+        blocks = [block for group in self.groups for block in group.blocks]
+        return not self.in_jit and all(x.step.trace.computation.lasts for x in blocks)
 
     @functools.cached_property
     def most_rows(self) -> int:
         """How many rows are taken out of a stack at most."""
-        return max((block.layout.nodes or 0 for block in self.blocks), default=0)
+        blocks = [block for group in self.groups for block in group.blocks]
+        return max((block.layout.nodes or 0 for block in blocks), default=0)
 
     @functools.cached_property
     def padded(self) -> Any:
@@ -130,7 +155,7 @@ class Blocks:
 
 def make_blocks(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> Blocks:
     """Decides for each step how it runs; `stacks` is whether keys may be stacked."""
-    blocks: list[Block] = []
+    groups: list[list[Block]] = []
     keyed: list[Path] = []
     read = {*plan.names, *(name for each in plan.aux for name in each.names)}
     read.update(name for step in plan.steps for row in step.inputs for name in row)
@@ -138,15 +163,39 @@ def make_blocks(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> 
         count = len(step.paths)
         inputs = [_once(names) for names in zip(*step.inputs, strict=True)]
         stackable = count > 1 and (stacks or (KEY,) not in inputs)
+        width = 1
         if stackable and _pays(step, inputs, plan, lanes, in_jit):
-            groups = [slice(0, count)]
-        else:
-            groups = [slice(i, i + 1) for i in range(count)]
-        for rows in groups:
+            width = count
+        for start in range(0, count, width):
+            rows = slice(start, start + width)
             block = _block(step, rows, lanes, read, len(keyed), in_jit)
-            blocks.append(block)
             keyed += block.paths if block.has_key else ()
-    return Blocks(tuple(blocks), path_table(keyed), in_jit)
+            if groups and not in_jit and _go_together(groups[-1], step):
+                groups[-1].append(block)
+            else:
+                groups.append([block])
+    made = tuple(Group(tuple(blocks)) for blocks in groups)
+    return Blocks(made, path_table(keyed), in_jit)
+
+
+def _go_together(group: Sequence[Block], step: Step) -> bool:
+    """Whether a program runs another step besides: kinds of one node, of one wave and
+    where the others are, that hold no arrays and have no effects."""
+    steps = [*(block.step for block in group), step]
+    first = group[0].step
+    return (
+        all(len(each.paths) == 1 for each in steps)
+        and all(each.trace.computation.is_pure for each in steps)
+        and step.wave == first.wave
+        and set(step.places) == set(first.places)
+        and len(steps) <= _KINDS
+        and sum(map(_count, steps)) <= _ARRAYS
+    )
+
+
+def _count(step: Step) -> int:
+    """How many arrays go into and out of a step."""
+    return len(step.paths) * (len(step.inputs[0]) + len(step.outputs[0]))
 
 
 def _block(
@@ -198,8 +247,7 @@ def _pays(
         return False
     if in_jit:
         return not step.trace.computation.is_simple
-    arrays = len(step.paths) * (len(inputs) + len(step.outputs[0]))
-    return not stacked or arrays <= _ARRAYS
+    return not stacked or _count(step) <= _ARRAYS
 
 
 def _bytes(struct: Any, width: int) -> int:

@@ -15,11 +15,7 @@ import jax.core
 
 # What is computed; and what is only copied, where the emitters compile equal copies
 # once.
-_COPYING: Mapping[str, Any] = {
-    "xla_backend_optimization_level": 1,
-    # Programs are too small to be compiled in parts by several threads.
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+_COPYING: Mapping[str, Any] = {"xla_backend_optimization_level": 1}
 _COMPUTING: Mapping[str, Any] = {**_COPYING, "xla_cpu_use_fusion_emitters": False}
 
 

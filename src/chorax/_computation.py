@@ -31,6 +31,12 @@ class Computation:
     closed: jec.ClosedJaxpr
 
     @property
+    def is_pure(self) -> bool:
+        """Whether it has no effects and holds no array, which a program that others
+        share would keep alive."""
+        return not self.has_effects and not self.closed.consts
+
+    @property
     def has_effects(self) -> bool:
         """Whether it does more than its outputs show."""
         return bool(self.closed.jaxpr.effects)

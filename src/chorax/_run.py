@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._blocks import Block, Blocks
+from ._blocks import Block, Blocks, Group
 from ._compile import Compiled, is_concrete
 from ._keys import LaneKeys
 from ._paths import dotted
@@ -28,31 +28,41 @@ def run_blocks(blocks: Blocks, values: dict[int, Any], keys: LaneKeys | None) ->
     cheaply = blocks.takes_options and is_concrete(given)
     own = None if keys is None else _keys_of(blocks, keys, cheaply)
     hidden = _hidden_offsets(blocks.most_rows) if blocks.in_jit else None
-    for block in blocks.blocks:
+    for group in blocks.groups:
         try:
-            _run(block, values, own, hidden, cheaply)
+            made = _run(group, values, own, cheaply)
         except Exception as error:
-            names = [dotted(path) or "()" for path in block.paths]
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            error.add_note(f"Raised while running {block.step.trace.label} at {shown}.")
+            for block in group.blocks:
+                names = [dotted(path) or "()" for path in block.paths]
+                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+                label = block.step.trace.label
+                error.add_note(f"Raised while running {label} at {shown}.")
             raise
+        for block, arrays in zip(group.blocks, made, strict=True):
+            _take(block, arrays, values, hidden, cheaply)
 
 
-def _run(
-    block: Block,
-    values: dict[int, Any],
-    own: Any,
-    hidden: Sequence[Any] | None,
-    cheaply: bool,
-) -> None:
+def _run(group: Group, values: dict[int, Any], own: Any, cheaply: bool) -> list[Any]:
+    """The outputs of each block."""
+
     def find(names: tuple[int, ...]) -> Any:
         if len(names) == 1:
             return None if names[0] == KEY else values[names[0]]
         return tuple([values[name] for name in names])
 
-    inputs = [find(names) for names in block.inputs]
-    own = own if block.has_key else None
-    made = block.program(cheaply and block.is_little, own, block.start, inputs)
+    rows = [(x.start, [find(names) for names in x.inputs]) for x in group.blocks]
+    own = own if any(block.has_key for block in group.blocks) else None
+    return group.program(cheaply and group.is_little, own, *rows)
+
+
+def _take(
+    block: Block,
+    made: Sequence[Any],
+    values: dict[int, Any],
+    hidden: Sequence[Any] | None,
+    cheaply: bool,
+) -> None:
+    """Adds what a block has made to the values, one by one."""
     if block.layout.nodes is None:
         for index, names in block.outputs.items():
             values.update(zip(names, [made[index]], strict=True))

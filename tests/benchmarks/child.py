@@ -1,15 +1,16 @@
 """One measurement in a process of its own: prints it as a line of JSON.
 
-`cold` is the first call, with all tracing and compilation; `warm` the best of the calls
-after it; both in seconds. `peak`, if that is asked for instead, are the bytes that a
-warm call needs at its highest, its results among them; `None` where the system does not
-tell.
+`cold` is the first call, with all tracing and compilation, and `cpu` what it takes of
+all cores together; `warm` is the best of the calls after it; all in seconds. `peak`, if
+that is asked for instead, are the bytes that a warm call needs at its highest, its
+results among them; `None` where the system does not tell.
 """
 
 import gc
 import importlib
 import json
 import sys
+import time
 import timeit
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,15 @@ def measure(
     def once() -> None:
         ready(work())
 
+    start = time.process_time()
     cold = timeit.timeit(once, number=1)
+    cpu = time.process_time() - start
     if only_peak:
         return {"peak": _peak(once)}
     first = timeit.timeit(once, number=1)
     repeat = max(3, min(200, int(2 / first)))
-    return {"cold": cold, "warm": min(timeit.repeat(once, number=1, repeat=repeat))}
+    warm = min(timeit.repeat(once, number=1, repeat=repeat))
+    return {"cold": cold, "cpu": cpu, "warm": warm}
 
 
 def _waiter(peer: str) -> Any:

@@ -12,7 +12,7 @@ import jax
 
 import chorax
 
-from .models import make_model
+from .models import make_model, MEMBERS
 
 
 Run = Callable[[], Any]
@@ -40,7 +40,10 @@ def by_hand_in_jit(task: str, nodes: int, lanes: int) -> Run | None:
 
 def _ours(task: str, nodes: int, lanes: int, wrap: Any) -> Run:
     model, delta = _prepare(task, nodes, lanes)
-    method = "step" if task == "blocks" else "init_state"
+    methods: dict[str, Any] = {"blocks": "step", "zeros": "zeros", "add": "add"}
+    method = methods.get(task, "init_state")
+    if task in MEMBERS:
+        method = chorax.reset_parameters
 
     @wrap
     def call(model: Any, key: jax.Array) -> Any:
@@ -56,6 +59,11 @@ def _ours(task: str, nodes: int, lanes: int, wrap: Any) -> Run:
 def _by_hand(task: str, nodes: int, lanes: int, wrap: Any) -> Run | None:
     if task in ("chain", "tree"):
         return None
+    if task in MEMBERS:
+        # What constructors hold besides arrays goes through no `jit`.
+        build = eqx.filter_vmap(MEMBERS[task], out_axes=eqx.if_array(0))
+        members = jax.random.split(jax.random.key(0), lanes)
+        return None if wrap is eqx.filter_jit else lambda: build(members)
     model, delta = _prepare(task, nodes, lanes)
     axes: Any = None if delta is None else delta.in_axes
 
@@ -67,6 +75,15 @@ def _by_hand(task: str, nodes: int, lanes: int, wrap: Any) -> Run | None:
             )
             for block, axis in zip(model, axes, strict=True)
         ]
+
+    def plain(model: Any, key: jax.Array) -> Any:
+        del key
+
+        def lane(_: jax.Array, model: Any) -> Any:
+            return [getattr(node, task)() for node in model]
+
+        over_lanes = eqx.filter_vmap(lane, in_axes=(0, None))
+        return over_lanes(jax.numpy.arange(lanes), model)
 
     def init(model: Any, key: jax.Array) -> Any:
         def lane(model: Any, key: jax.Array) -> Any:
@@ -83,14 +100,15 @@ def _by_hand(task: str, nodes: int, lanes: int, wrap: Any) -> Run | None:
         return 0 if path[-1].name == "v" else None
 
     own_axes = jax.tree_util.tree_map_with_path(is_own, model)
-    run, key = wrap(step if task == "blocks" else init), jax.random.key(0)
+    work = {"blocks": step, "zeros": plain, "add": plain}.get(task, init)
+    run, key = wrap(work), jax.random.key(0)
     return lambda: run(model, key)
 
 
 def _prepare(task: str, nodes: int, lanes: int) -> tuple[Any, Any]:
     """The model, and the delta that made its lanes if it has any."""
     model, key = make_model(task, nodes), jax.random.key(0)
-    if task == "reset":
+    if task in ("reset", "six kinds reset"):
         return chorax.vmap_init_all_states(model, axis_size=lanes, key=key)
     if task == "blocks":
 

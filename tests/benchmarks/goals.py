@@ -34,7 +34,11 @@ def goals(figures: Figures, forward: Mapping[str, Mapping[str, float]]) -> list[
         *_kinds(figures),
         *_deep(figures),
         *_shared(figures),
+        *_many_kinds(figures),
+        *_in_jit(figures),
     ]
+    own = forward["import"]["seconds"]
+    found.append(Goal("13. import, seconds beyond what it is built on", own, 0.15))
     for name in ("flops", "bytes accessed"):
         ratio = forward["ensemble"][name] / forward["by hand"][name]
         found.append(Goal(f"8. forward pass, {name}, to by hand", ratio, 1.0))
@@ -137,6 +141,40 @@ def _shared(figures: Figures) -> Iterator[Goal]:
         yield Goal(
             "9. peak bytes to those of the lanes' own part", ours["peak"] / own, 1.1
         )
+
+
+def _many_kinds(figures: Figures) -> Iterator[Goal]:
+    for task, bound in (("six kinds", 5.0), ("six kinds reset", 2.0)):
+        ours = figures.get(("chorax", task, 60, 8))
+        if ours:
+            yield Goal(f"10. {task}, first call, CPU-seconds", ours["cpu"], bound)
+    for nodes in (10, 400):
+        ours = figures.get(("chorax", "create", nodes, 8))
+        if ours:
+            name = f"10. create, {nodes} nodes, first call, CPU-seconds"
+            yield Goal(name, ours["cpu"], 1.2)
+    ours = figures.get(("chorax", "six kinds", 60, 8))
+    peers = [figures.get((peer, "six kinds", 60, 8)) for peer in _JAX]
+    times = [peer["cpu"] for peer in peers if peer]
+    if ours and times:
+        name = "10. six kinds, first call in CPU-s, to the fastest JAX peer"
+        yield Goal(name, ours["cpu"] / min(times), 0.34)
+    for task in ("MLP", "recurrent", "vision"):
+        name = f"11. {task}, first call in CPU-s, to by hand"
+        peers = ("chorax", "by hand")
+        yield from _compare(figures, name, peers, (task, 1, 8), "cpu", 0.2)
+
+
+def _in_jit(figures: Figures) -> Iterator[Goal]:
+    peers = ("chorax in jit", "by hand in jit")
+    for task, bound in (("zeros", 1.5), ("add", 1.5), ("create", 1.0)):
+        for nodes in (10, 100, 1000):
+            name = f"12. {task}, {nodes} nodes, compile in jit in CPU-s, to by hand"
+            yield from _compare(figures, name, peers, (task, nodes, 8), "cpu", bound)
+    pair = [figures.get(("chorax", "chain", nodes, 8)) for nodes in (200, 400)]
+    if pair[0] and pair[1]:
+        ratio = pair[1]["cpu"] / pair[0]["cpu"]
+        yield Goal("7. chain of 400, first call in CPU-s, to one of 200", ratio, 2.2)
 
 
 def _compare(

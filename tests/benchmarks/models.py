@@ -1,5 +1,7 @@
 """The Equinox models that are measured, and how they are made for each task."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -58,9 +60,71 @@ class Mostly(eqx.Module):
         return chorax.replace(self, v=jax.random.uniform(key, self.v.shape))
 
 
+class Cell(eqx.Module):
+    """Two arrays, and methods of hardly any work."""
+
+    v: jax.Array
+    w: jax.Array
+
+    def zeros(self) -> "Cell":
+        """Both are zeros."""
+        return chorax.replace(self, v=jnp.zeros(8), w=jnp.zeros((8, 8)))
+
+    def add(self) -> "Cell":
+        """One of them is more by one."""
+        return chorax.replace(self, v=self.v + 1)
+
+
+class Recurrent(eqx.Module):
+    """Six cells and six layers to read them out, all of other sizes."""
+
+    cells: list[eqx.nn.GRUCell]
+    outs: list[eqx.nn.Linear]
+
+    def __init__(self, key: jax.Array) -> None:
+        keys = jax.random.split(key, 12)
+        self.cells = [eqx.nn.GRUCell(4 + i, 8 + i, key=keys[i]) for i in range(6)]
+        self.outs = [eqx.nn.Linear(8 + i, 3, key=keys[6 + i]) for i in range(6)]
+
+
+def _vision(key: jax.Array) -> Any:
+    models: Any = importlib.import_module("equimo.models")
+    return models.VisionTransformer(
+        img_size=32,
+        in_channels=3,
+        dim=48,
+        patch_size=8,
+        num_heads=[3],
+        depths=[4],
+        num_classes=10,
+        key=key,
+    )
+
+
+# Models of which each lane is a member with parameters of its own.
+MEMBERS: dict[str, Callable[[jax.Array], Any]] = {
+    "MLP": lambda key: eqx.nn.MLP(7, 3, 32, 7, key=key),
+    "recurrent": Recurrent,
+    "vision": _vision,
+}
+
+
+def kinds_of(task: str, nodes: int) -> int:
+    """How many kinds the nodes of a task are of, where all are called."""
+    known = {"six kinds": 6, "six kinds reset": 6, "MLP": 4, "recurrent": 12}
+    by_node = {"kinds by shape", "kinds by class", "chain", "tree"}
+    return known.get(task, nodes if task in by_node else 1)
+
+
 def make_model(task: str, nodes: int) -> Any:
     """The model of a task; `nodes` are the links of a chain, the levels of a tree."""
+    if task in MEMBERS:
+        return MEMBERS[task](jax.random.key(0))
     match task:
+        case "six kinds" | "six kinds reset":
+            return [Neuron(8 + 4 * (i % 6)) for i in range(nodes)]
+        case "zeros" | "add":
+            return [Cell(jnp.ones(8), jnp.ones((8, 8))) for _ in range(nodes)]
         case "kinds by shape":
             return [Neuron(1 + i) for i in range(nodes)]
         case "kinds by class":

@@ -7,8 +7,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 
-from ._axes import resolve_axes
-from ._delta import plain_axes
+from ._axes import plain_axes, resolve_axes
 from ._draft import Ref
 from ._fits import Misfit, Scope
 from ._hints import hinted_fields
@@ -31,7 +30,7 @@ from ._levels import in_levels, levels_of
 from ._memo import Cell, exact_structure, kind_cell
 from ._misfits import misfit_message, Sight
 from ._nodes import walk_nodes
-from ._paths import Path
+from ._places import Path
 from ._show import named
 
 

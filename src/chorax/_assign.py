@@ -8,7 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._paths import dotted, names_of, Path, place, walk
+from ._paths import walk
+from ._places import dotted, names_of, Path, place
 from ._typed import check_type
 
 

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from ._paths import leaf_paths, Level, open_level, Path, place, same_structure
+from ._holder import AxesHolder
+from ._paths import leaf_paths, Level, open_level, same_structure
+from ._places import Path, place
 from ._show import short, shown, with_article
 
 
@@ -43,6 +45,18 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
         rows = zip(above.keys, above.children, below.children, strict=True)
         pending.extend(reversed([((*path, key), a, b) for key, a, b in rows]))
     return tuple(axes)
+
+
+def plain_axes(in_axes: Any) -> Any:
+    """A tree of axes in which every delta stands for its own."""
+
+    def is_delta(x: Any) -> bool:
+        return isinstance(x, AxesHolder)
+
+    def axes(x: Any) -> Any:
+        return x.in_axes if is_delta(x) else x
+
+    return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
 
 
 def argument_axes(args: Any, in_axes: Any) -> Any:

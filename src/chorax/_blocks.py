@@ -25,7 +25,7 @@ from ._computation import Computation
 from ._keys import path_table
 from ._kind import ArraySpec, Lanes
 from ._layout import Layout, over_nodes
-from ._paths import Path
+from ._places import Path
 from ._plan import Plan
 from ._schedule import KEY, Step
 from ._work import LITTLE

@@ -6,10 +6,10 @@ from typing import Any, Literal, overload, SupportsIndex, TypeVar
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-from ._checks import check_lanes, IfNotExist
+from ._checks import check_lanes, checked_request
 from ._collective import run_collective
 from ._delta import StateDelta
-from ._request import checked_request, Request
+from ._request import IfNotExist, Request
 from .filters import Filter
 
 

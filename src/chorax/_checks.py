@@ -1,19 +1,53 @@
 """Checks of the arguments of collective calls, made before anything else is done."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast, get_args, Literal, TypeAlias
+from typing import Any, cast, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._kind import Lanes
+from ._mask import check_mask
+from ._request import IfNotExist, Request
 from ._show import short, shown
 from ._spread import check_sharding
 from .filters import Predicate, to_predicate
 
 
-IfNotExist: TypeAlias = Literal["raise", "pass", "none", "warn"]
+def checked_request(
+    lanes: Lanes | None,
+    fn_name: Any,
+    args: Any,
+    kwargs: Any,
+    *,
+    key: Any,
+    node_to_exclude: Any,
+    state_to_exclude: Any,
+    state_tag: Any,
+    fn_if_not_exist: Any,
+    has_aux: Any,
+    where: Any = None,
+    in_axes: Any = None,
+    args_in_axes: Any = None,
+    kwargs_in_axes: Any = None,
+) -> Request:
+    """The arguments as users give them, checked."""
+    return Request(
+        function=check_function(fn_name),
+        args=args,
+        kwargs=check_kwargs(kwargs),
+        lanes=lanes,
+        key=key,
+        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
+        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
+        state_tag=check_tag(state_tag),
+        if_not_exist=check_mode(fn_if_not_exist),
+        has_aux=check_flag(has_aux, "has_aux"),
+        where=None if lanes is None else check_where(where, lanes.size),
+        in_axes=in_axes,
+        args_in_axes=args_in_axes,
+        kwargs_in_axes=kwargs_in_axes,
+    )
 
 
 def check_function(fn_name: Any) -> str | Callable[..., Any]:
@@ -102,33 +136,6 @@ def check_lanes(
 def check_where(where: Any, size: int) -> jax.Array | None:
     """The mask of lanes, shape `(size,)`; `None` for all of them."""
     return None if where is None else check_mask(where, size, "where")
-
-
-def check_mask(mask: Any, size: int, name: str) -> jax.Array:
-    """A mask of lanes, shape `(size,)`."""
-    expected = f"`{name}` must be a boolean array of shape ({size},), one entry a lane"
-    array = as_array(mask)
-    if array is None:
-        raise TypeError(f"{expected}, but got {shown(mask)}.")
-    if array.shape != (size,):
-        raise ValueError(f"{expected}, but its shape is {array.shape}.")
-    if array.dtype != np.bool_:
-        raise TypeError(f"{expected}, but its dtype is {array.dtype}.")
-    return jnp.asarray(array)
-
-
-def as_array(x: Any) -> Any:
-    """An array, or a list or tuple of numbers as one; `None` for all else."""
-    if isinstance(x, jax.Array | np.ndarray):
-        return cast(Any, x)
-    if not isinstance(x, list | tuple):
-        return None
-    items = cast("list[Any]", x)
-    try:
-        is_jax = any(isinstance(item, jax.Array) for item in items)
-        return jnp.asarray(items) if is_jax else np.asarray(items)
-    except Exception:  # JAX shows what it can't take, by a `repr` that may raise.
-        return None
 
 
 def check_flag(value: Any, name: str) -> bool:

@@ -4,9 +4,11 @@ Take the target apart, find what the call comes to, run, put the results in plac
 step hands one value to the next, and none reaches back.
 """
 
+import functools
 import itertools
-from typing import Any
+from typing import Any, cast
 
+import jax
 import jax.tree_util as jtu
 
 from ._axes import in_front
@@ -15,7 +17,9 @@ from ._execute import execute, own_leaves
 from ._finish import writing_warnings
 from ._keys import lane_keys
 from ._nodes import walk_nodes
-from ._paths import dotted
+from ._places import dotted
+from ._plain import run_plainly
+from ._plan import Plain
 from ._recipe import find_recipe
 from ._request import make_call, Request, target_axes
 from ._warn import warn
@@ -34,7 +38,12 @@ def _run(target: Any, request: Request) -> tuple[Any, StateDelta[Any], dict[str,
     walked = walk_nodes(target)
     axes = target_axes(target, walked, request)
     call, arrays = make_call(request, keys)
-    recipe = find_recipe(walked, request, axes, call, arrays, keys)
+    plain = None
+    # JAX makes the attributes of its configuration at run time.
+    if cast(Any, jax.config).jax_disable_jit:
+        values = [*map(in_front, walked.leaves, axes), *arrays]
+        plain = Plain(values, functools.partial(run_plainly, call, keys))
+    recipe = find_recipe(walked, request, axes, call, plain)
     plan = recipe.plan
 
     values = dict(enumerate([*walked.leaves, *arrays]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._hints import Hint, hinted_fields, is_record, mentions_variable
 from ._nodes import is_tied
-from ._paths import Key
+from ._places import Key
 
 
 # Where an item stands in its container, the item, and the hint that speaks of it.

@@ -6,16 +6,9 @@ from typing import Any, cast, Generic, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
-from ._holder import undo_lanes
-from ._paths import (
-    dotted,
-    first_difference,
-    leaf_paths,
-    names_of,
-    Path,
-    place,
-    same_structure,
-)
+from ._holder import AxesHolder, undo_lanes
+from ._paths import first_difference, leaf_paths, same_structure
+from ._places import dotted, names_of, Path, place
 from ._same import is_same
 from ._table import counted, in_bytes, Row, size_of, Table, value_cells
 from ._typed import check_type
@@ -25,7 +18,7 @@ from .filters import Filter, to_predicate
 T = TypeVar("T")
 
 
-class StateDelta(eqx.Module, Generic[T]):
+class StateDelta(AxesHolder, Generic[T]):
     """What a collective call wrote: a PyTree whose leaves are the written values.
 
     `vmap_call_all_fns` and its relatives return one beside the model; `diff` makes one
@@ -52,7 +45,6 @@ class StateDelta(eqx.Module, Generic[T]):
     """
 
     values: T
-    axis_size: int | None = eqx.field(static=True)
     # The structures of the target and of the returned model.
     before: jtu.PyTreeDef = eqx.field(static=True)
     after: jtu.PyTreeDef = eqx.field(static=True)
@@ -329,19 +321,7 @@ def make_delta(
     `after`, and `values` has `None` where nothing was written."""
     tree = jtu.tree_unflatten(after, values)
     rest = tuple(written), tuple(axes), tuple(tags), tuple(mapped)
-    return StateDelta(tree, axis_size, before, after, *rest)
-
-
-def plain_axes(in_axes: Any) -> Any:
-    """A tree of axes in which every delta stands for its own."""
-
-    def is_delta(x: Any) -> bool:
-        return isinstance(x, StateDelta)
-
-    def axes(x: Any) -> Any:
-        return x.in_axes if is_delta(x) else x
-
-    return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
+    return StateDelta(axis_size, tree, before, after, *rest)
 
 
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:

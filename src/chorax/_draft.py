@@ -13,7 +13,8 @@ from typing import Any
 
 import jax.tree_util as jtu
 
-from ._paths import Key, open_level, Path
+from ._paths import open_level
+from ._places import Key, Path
 
 
 class Ref:

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import jax
 
-from ._paths import Path
+from ._places import Path
 from .filters import is_pure, Predicate
 
 

@@ -3,17 +3,25 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ._blocks import Blocks, make_blocks
 from ._finish import Made
 from ._keys import LaneKeys
 from ._kind import ArraySpec, Lanes
 from ._recipe import Recipe
 from ._run import run_blocks
 from ._spread import LaneSharding
+
+
+class Run(NamedTuple):
+    """How a recipe runs: its blocks and, on many devices, the one program of them."""
+
+    blocks: Blocks
+    program: Callable[..., Any] | None
 
 
 def execute(
@@ -23,23 +31,34 @@ def execute(
     where: jax.Array | None,
 ) -> Sequence[Any]:
     """The arrays that a recipe makes, from values by name, their lanes in front."""
+    run = recipe.run.value
+    if run is None:
+        run = recipe.run.value = _prepare(recipe, keys)
     sharding = None if recipe.lanes is None else recipe.lanes.sharding
-    if sharding is None:
-        return _make(recipe, values, keys, where, recipe.lanes)
+    if sharding is None or run.program is None:
+        return _make(recipe, run.blocks, values, keys, where, recipe.lanes)
     if recipe.plan.known:
         # Without jit it has run already, in all lanes.
-        made = _make(recipe, values, keys, where, recipe.lanes)
+        made = _make(recipe, run.blocks, values, keys, where, recipe.lanes)
         pairs = zip(made, recipe.sources.made, strict=True)
         return [_lay(x, 0 if each.has_lanes else None, sharding) for x, each in pairs]
     if keys is not None:
-        keys = keys.spread(sharding)
+        keys = _spread(keys, sharding)
     if where is not None:
         where = sharding.place(where, 0)
     read = {i: x for i, x in values.items() if i in recipe.reads}
     laid = {i: _lay(x, _lane_axis(recipe, i), sharding) for i, x in read.items()}
-    if recipe.compiled.value is None:
-        recipe.compiled.value = _compile(recipe, sharding)
-    return recipe.compiled.value(laid, keys, where)
+    return run.program(laid, keys, where)
+
+
+def _prepare(recipe: Recipe, keys: LaneKeys | None) -> Run:
+    lanes = recipe.lanes
+    stacks = keys is None or keys.stacks
+    if lanes is None or lanes.sharding is None:
+        return Run(make_blocks(recipe.plan, lanes, recipe.in_jit, stacks), None)
+    # Many devices run one program, as a `jit` does.
+    blocks = make_blocks(recipe.plan, lanes.on_device(), True, stacks)
+    return Run(blocks, _compile(recipe, blocks, lanes.sharding))
 
 
 def own_leaves(recipe: Recipe, leaves: Sequence[Any]) -> Sequence[Any]:
@@ -65,14 +84,29 @@ def _lay(x: Any, axis: int | None, sharding: LaneSharding) -> Any:
     return sharding.replicate(x) if isinstance(x, jax.Array) else x
 
 
+def _spread(keys: LaneKeys, sharding: LaneSharding) -> LaneKeys:
+    """The same keys, one for each lane, each where its lane lives."""
+    if keys.is_split or keys.size is None:
+        array = sharding.place(keys.key, 0)
+    else:
+        array = _split(sharding.replicate(keys.key), keys.size, sharding)
+    return LaneKeys(array, keys.size, is_split=True)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _split(key: jax.Array, size: int, sharding: LaneSharding) -> jax.Array:
+    return sharding.place(jax.random.split(key, size), 0)
+
+
 def _make(
     recipe: Recipe,
+    blocks: Blocks,
     values: dict[int, Any],
     keys: LaneKeys | None,
     where: jax.Array | None,
     lanes: Lanes | None,
 ) -> list[Any]:
-    run_blocks(recipe.blocks, values, keys)
+    run_blocks(blocks, values, keys)
     size = None if lanes is None else lanes.size
     return [
         _finished(each, recipe, values, where, size) for each in recipe.sources.made
@@ -108,7 +142,9 @@ def _lane_axis(recipe: Recipe, name: int) -> int | None:
     return 0 if isinstance(spec, ArraySpec) and spec.has_lanes else None
 
 
-def _compile(recipe: Recipe, sharding: LaneSharding) -> Callable[..., Any]:
+def _compile(
+    recipe: Recipe, blocks: Blocks, sharding: LaneSharding
+) -> Callable[..., Any]:
     """The program of arrays by name, keys and mask, in which every device runs what its
     own lanes ask for."""
     lanes = cast(Lanes, recipe.lanes)
@@ -120,7 +156,7 @@ def _compile(recipe: Recipe, sharding: LaneSharding) -> Callable[..., Any]:
     ) -> list[Any]:
         if keys is not None:
             keys = dataclasses.replace(keys, size=local.size)
-        return _make(recipe, dict(read), keys, where, local)
+        return _make(recipe, blocks, dict(read), keys, where, local)
 
     def run_as_one(*inputs: Any) -> list[Any]:
         pairs = zip(run(*inputs), out_axes, strict=True)

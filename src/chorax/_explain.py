@@ -6,9 +6,9 @@ from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-from ._checks import check_lanes, IfNotExist
+from ._checks import check_lanes, checked_request
 from ._explanation import Explanation, run_explanation
-from ._request import checked_request
+from ._request import IfNotExist
 from .filters import Filter
 
 

@@ -15,7 +15,8 @@ from ._finish import is_same, Placed
 from ._keys import lane_keys
 from ._kind import ArraySpec
 from ._nodes import Node, walk_nodes
-from ._paths import dotted, leaf_paths, Path
+from ._paths import leaf_paths
+from ._places import dotted, Path
 from ._plan import Plan, Visit
 from ._recipe import propose, select
 from ._request import excluded_leaves, make_call, Request, target_axes
@@ -158,7 +159,7 @@ def _explain(target: Any, request: Request) -> Explanation:
     excluded = excluded_nodes(walked, request)
     excludes = excluded_leaves(request)
     selection = select(walked, request, axes, excluded)
-    made = propose(walked, selection, request, axes, call, keys, excludes)
+    made = propose(walked, selection, request, axes, call, excludes)
     reader = _Reader(made.plan, made.placed, axes, request)
     sharding = None if request.lanes is None else request.lanes.sharding
     skipped = [

@@ -13,7 +13,8 @@ from ._delta import make_delta
 from ._excludes import Excludes
 from ._kind import ArraySpec, StaticSpec
 from ._nodes import Walked
-from ._paths import first_difference, leaf_paths, Path, place, same_structure
+from ._paths import first_difference, leaf_paths, same_structure
+from ._places import Path, place
 from ._plan import Plan
 from ._request import Request
 from ._same import is_same as is_unchanged

@@ -27,7 +27,8 @@ from ._hints import (
     mentions_variable,
 )
 from ._nodes import is_tied
-from ._paths import Path, walk
+from ._paths import walk
+from ._places import Path
 from ._widened import names_of, widened
 
 

@@ -1,13 +1,27 @@
-"""Modules whose leaves have lane axes of their own."""
+"""What knows where lanes lie: modules whose leaves have some, and those that say which
+leaves of another do."""
 
+import abc
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax.tree_util as jtu
 
 from ._draft import Ref, Slot
-from ._paths import Path
+from ._places import Path
 from ._replace import replace
+
+
+class AxesHolder(eqx.Module):
+    """What a `StateDelta` is to those who only have to know where lanes lie."""
+
+    axis_size: int | None = eqx.field(static=True)
+
+    @property
+    @abc.abstractmethod
+    def in_axes(self) -> Any:
+        """The lane axis of each leaf, as a tree."""
 
 
 class LaneHolder(eqx.Module):

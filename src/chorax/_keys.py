@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._paths import Path, path_words
+from ._paths import path_words
+from ._places import Path
 from ._show import shown
-from ._spread import LaneSharding
 
 
 @functools.partial(
@@ -55,14 +55,6 @@ class LaneKeys:
         if self.size is None or self.is_split:
             return self.key
         return _split(self.key, self.size)
-
-    def spread(self, sharding: LaneSharding) -> "LaneKeys":
-        """The same keys, one for each lane, each where its lane lives."""
-        if self.is_split or self.size is None:
-            keys = sharding.place(self.key, 0)
-        else:
-            keys = _split_apart(sharding.replicate(self.key), self.size, sharding)
-        return LaneKeys(keys, self.size, is_split=True)
 
     def of_node(self, words: Any) -> jax.Array:
         """The keys of one node, shape `(size,)`, or `()` without lanes."""
@@ -141,11 +133,6 @@ def _fold(key: jax.Array, pair: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _split(key: jax.Array, size: int) -> jax.Array:
     return jax.random.split(key, size)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _split_apart(key: jax.Array, size: int, sharding: LaneSharding) -> jax.Array:
-    return sharding.place(jax.random.split(key, size), 0)
 
 
 def _is_typed(key: Any) -> bool:

@@ -1,7 +1,6 @@
 """The one place where a user's method runs: for one node, in one lane."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast, TypeGuard
 
 import equinox as eqx
@@ -25,98 +24,19 @@ from ._kind import (
     StaticSpec,
 )
 from ._memo import static_fields
-from ._paths import dotted, leaf_paths, Path, place, walk
+from ._paths import walk
+from ._places import dotted, Path, place
 from ._show import named, with_article
 
 
-def call_lane(
+def call_once(
     kind: Kind, call: Call, inputs: Sequence[Any], path: Path
 ) -> tuple[list[Any], Outcome]:
-    """Calls the method once, for one node in one lane; returns new arrays and outcome.
+    """Calls the method; returns new arrays and outcome.
 
     `inputs` are the arrays of the node, those of the arguments, and the key if the
-    method gets one. Inside of ensembles it is called once for all of their lanes, each
-    with a key of its own, and new arrays get a lane axis for each ensemble.
+    method gets one.
     """
-    is_array = [isinstance(spec, ArraySpec) for spec in kind.specs]
-    count = sum(is_array)
-    shared, key = list(inputs[count:]), None
-    if kind.gets_key:
-        key = shared.pop()
-    outcome: Outcome | None = None
-
-    def once(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        nonlocal outcome
-        rest = shared if key is None else [*shared, key]
-        news, outcome = _call_once(kind, call, [*arrays, *rest], path)
-        return tuple(news)
-
-    run: Callable[[Sequence[Any], Any], tuple[Any, ...]] = once
-    for level in reversed(kind.levels):
-        pairs = zip(level.axes, is_array, strict=True)
-        run = _over_level(run, level.size, [axis for axis, is_one in pairs if is_one])
-    news = list(run(inputs[:count], key))
-    assert outcome is not None
-    if kind.levels:
-        outcome = dataclasses.replace(
-            outcome, levels=_levels_after(kind, outcome, news)
-        )
-        pairs = zip(outcome.origins, outcome.levels, strict=True)
-        for origin, axes in pairs:
-            if isinstance(origin, New):
-                news[origin.index] = _with_axes(news[origin.index], axes)
-    return news, outcome
-
-
-def _levels_after(
-    kind: Kind, outcome: Outcome, news: Sequence[Any]
-) -> tuple[tuple[int | None, ...], ...]:
-    """For each leaf its lane axes; a new array has them where the old one had them."""
-    old = dict(zip(leaf_paths(kind.structure), range(len(kind.specs)), strict=True))
-
-    def of(index: int) -> tuple[int | None, ...]:
-        return tuple(level.axes[index] for level in kind.levels)
-
-    def after(path: Path, origin: Origin) -> tuple[int | None, ...]:
-        match origin:
-            case Kept(index):
-                return of(index)
-            case Constant():
-                return (None,) * len(kind.levels)
-            case New(index):
-                spec = kind.specs[old[path]] if path in old else None
-                ndim = len(spec.struct.shape) if isinstance(spec, ArraySpec) else None
-                axes = of(old[path]) if ndim == news[index].ndim else (None,)
-                return (0,) * len(kind.levels) if None in axes else axes
-
-    pairs = zip(leaf_paths(outcome.structure), outcome.origins, strict=True)
-    return tuple(after(path, origin) for path, origin in pairs)
-
-
-def _with_axes(x: jax.Array, axes: Sequence[int | None]) -> jax.Array:
-    """Moves the leading lane axes, the outermost first, to where they belong."""
-    order = list(range(len(axes), x.ndim))
-    for level, axis in reversed(list(enumerate(axes))):
-        order.insert(axis or 0, level)
-    return x if order == sorted(order) else jnp.transpose(x, order)
-
-
-def _over_level(
-    run: Callable[[Sequence[Any], Any], tuple[Any, ...]],
-    size: int,
-    axes: list[int | None],
-) -> Callable[[Sequence[Any], Any], tuple[Any, ...]]:
-    def over(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        keys = None if key is None else jax.random.split(key, size)
-        in_axes = (axes, None if key is None else 0)
-        return jax.vmap(run, in_axes, 0, axis_size=size)(list(arrays), keys)
-
-    return over
-
-
-def _call_once(
-    kind: Kind, call: Call, inputs: Sequence[Any], path: Path
-) -> tuple[list[Any], Outcome]:
     arrays = iter(inputs)
     leaves = [_fill(spec, arrays) for spec in kind.specs]
     node = jtu.tree_unflatten(kind.structure, leaves)

@@ -13,10 +13,11 @@ import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
-from ._axes import Axes, check_leaf_lengths, resolve_axes
-from ._checks import as_array
-from ._delta import plain_axes, StateDelta
-from ._paths import leaf_paths, place
+from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
+from ._holder import AxesHolder
+from ._mask import as_array
+from ._paths import leaf_paths
+from ._places import place
 from ._show import shown
 
 
@@ -36,8 +37,7 @@ class LaneAxes:
 
 def lane_axes(batched: Any, axes: Any) -> LaneAxes:
     """Takes a batched model apart; errors if its leaves disagree on their lanes."""
-    is_delta = isinstance(axes, StateDelta)
-    axis_size = cast("StateDelta[Any]", axes).axis_size if is_delta else None
+    axis_size = axes.axis_size if isinstance(axes, AxesHolder) else None
     leaves, structure = jtu.tree_flatten(batched)
     found = resolve_axes(batched, plain_axes(axes), "axes")
     told = agreed_count(leaves, structure, found, "axes")

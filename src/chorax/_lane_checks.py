@@ -14,7 +14,8 @@ import numpy as np
 
 from ._axes import is_foreign, not_taken
 from ._lane_axes import library_of
-from ._paths import first_difference, place, same_structure
+from ._paths import first_difference, same_structure
+from ._places import place
 from ._same import is_same
 from ._show import named, short
 

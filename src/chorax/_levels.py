@@ -1,15 +1,32 @@
-"""The ensembles around a node, whose lanes its calls are mapped over."""
+"""Ensembles inside a model: the lanes around a node that its calls are mapped over."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._draft import Ref, Slot
 from ._ensemble import Ensemble
-from ._kind import ArraySpec, innermost, Level, Outcome, Spec
+from ._kind import (
+    ArraySpec,
+    Call,
+    Constant,
+    innermost,
+    Kept,
+    Kind,
+    Level,
+    New,
+    Origin,
+    Outcome,
+    Spec,
+)
+from ._lane import call_once
 from ._nodes import Node
-from ._paths import leaf_paths, Path, place
+from ._paths import leaf_paths
+from ._places import Path, place
 from ._replace import replace
 
 
@@ -80,6 +97,86 @@ def in_levels(specs: Sequence[Spec], levels: Sequence[Level]) -> list[Spec]:
         innermost(spec, [level.axes[index] for level in levels])
         for index, spec in enumerate(specs)
     ]
+
+
+def call_lane(
+    kind: Kind, call: Call, inputs: Sequence[Any], path: Path
+) -> tuple[list[Any], Outcome]:
+    """Calls a node's method in one lane, as `call_once`; inside of ensembles once for
+    all of their lanes, each with a key of its own. New arrays get a lane axis for each
+    ensemble."""
+    if not kind.levels:
+        return call_once(kind, call, inputs, path)
+    is_array = [isinstance(spec, ArraySpec) for spec in kind.specs]
+    count = sum(is_array)
+    shared, key = list(inputs[count:]), None
+    if kind.gets_key:
+        key = shared.pop()
+    outcome: Outcome | None = None
+
+    def once(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        nonlocal outcome
+        rest = shared if key is None else [*shared, key]
+        news, outcome = call_once(kind, call, [*arrays, *rest], path)
+        return tuple(news)
+
+    run: Callable[[Sequence[Any], Any], tuple[Any, ...]] = once
+    for level in reversed(kind.levels):
+        pairs = zip(level.axes, is_array, strict=True)
+        run = _over_level(run, level.size, [axis for axis, is_one in pairs if is_one])
+    news = list(run(inputs[:count], key))
+    assert outcome is not None
+    outcome = dataclasses.replace(outcome, levels=_levels_after(kind, outcome, news))
+    for origin, axes in zip(outcome.origins, outcome.levels, strict=True):
+        if isinstance(origin, New):
+            news[origin.index] = _with_axes(news[origin.index], axes)
+    return news, outcome
+
+
+def _levels_after(
+    kind: Kind, outcome: Outcome, news: Sequence[Any]
+) -> tuple[tuple[int | None, ...], ...]:
+    """For each leaf its lane axes; a new array has them where the old one had them."""
+    old = dict(zip(leaf_paths(kind.structure), range(len(kind.specs)), strict=True))
+
+    def of(index: int) -> tuple[int | None, ...]:
+        return tuple(level.axes[index] for level in kind.levels)
+
+    def after(path: Path, origin: Origin) -> tuple[int | None, ...]:
+        match origin:
+            case Kept(index):
+                return of(index)
+            case Constant():
+                return (None,) * len(kind.levels)
+            case New(index):
+                spec = kind.specs[old[path]] if path in old else None
+                ndim = len(spec.struct.shape) if isinstance(spec, ArraySpec) else None
+                axes = of(old[path]) if ndim == news[index].ndim else (None,)
+                return (0,) * len(kind.levels) if None in axes else axes
+
+    pairs = zip(leaf_paths(outcome.structure), outcome.origins, strict=True)
+    return tuple(after(path, origin) for path, origin in pairs)
+
+
+def _with_axes(x: jax.Array, axes: Sequence[int | None]) -> jax.Array:
+    """Moves the leading lane axes, the outermost first, to where they belong."""
+    order = list(range(len(axes), x.ndim))
+    for level, axis in reversed(list(enumerate(axes))):
+        order.insert(axis or 0, level)
+    return x if order == sorted(order) else jnp.transpose(x, order)
+
+
+def _over_level(
+    run: Callable[[Sequence[Any], Any], tuple[Any, ...]],
+    size: int,
+    axes: list[int | None],
+) -> Callable[[Sequence[Any], Any], tuple[Any, ...]]:
+    def over(arrays: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        keys = None if key is None else jax.random.split(key, size)
+        in_axes = (axes, None if key is None else 0)
+        return jax.vmap(run, in_axes, 0, axis_size=size)(list(arrays), keys)
+
+    return over
 
 
 def note_lanes(draft: Slot, node: Node, outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ import equinox as eqx
 
 from ._memo import code_token, kind_cell
 from ._order import level_of
-from ._paths import Path, place
+from ._places import Path, place
 from ._show import named
 
 

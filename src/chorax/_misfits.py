@@ -9,7 +9,8 @@ import jax.tree_util as jtu
 
 from ._fits import Misfit, Trail
 from ._hints import is_array_hint, is_tree_hint
-from ._paths import dotted, Path, place, walk
+from ._paths import walk
+from ._places import dotted, Path, place
 from ._show import short, with_article
 
 

@@ -9,11 +9,10 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
-from ._delta import StateDelta
 from ._draft import Ref, Slot
-from ._ensemble import Ensemble
+from ._holder import AxesHolder, LaneHolder
 from ._memo import exact_structure, exact_type, static_fields
-from ._paths import Path
+from ._places import Path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +150,7 @@ def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
             leaf_paths.append(path)
         elif isinstance(slot.value, eqx.Module):
             found.append((path, slot.value))
-    around = {path for path, m in found if isinstance(m, Ensemble)}
+    around = {path for path, m in found if isinstance(m, LaneHolder)}
     nodes = [
         (path, index, _around(path, around))
         for index, (path, module) in enumerate(found)
@@ -177,7 +176,7 @@ def is_node(module: eqx.Module) -> bool:
     """Whether a module is called; plumbing, Equinox's and ours, is only walked
     through."""
     kind = type(module)
-    if isinstance(module, Ensemble | StateDelta):
+    if isinstance(module, AxesHolder | LaneHolder):
         return False
     return kind.__module__.partition(".")[0] != "equinox" or kind in _layers()
 

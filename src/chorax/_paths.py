@@ -11,19 +11,15 @@ import dataclasses
 import functools
 import hashlib
 import operator
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, cast, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Any, cast, NamedTuple
 
 import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
 
-from ._show import escaped, short, with_article
-
-
-Key: TypeAlias = str | int
-Path: TypeAlias = tuple[Key, ...]
+from ._places import Key, Path
+from ._show import short, with_article
 
 
 class Level(NamedTuple):
@@ -32,24 +28,6 @@ class Level(NamedTuple):
     keys: tuple[Key, ...]
     children: list[Any]
     shell: jtu.PyTreeDef
-
-
-def dotted(path: Path) -> str:
-    """The path as a person writes it: `layers.0.v`."""
-    return ".".join(map(str, path))
-
-
-def names_of(paths: Sequence[Path]) -> list[str | Path]:
-    """Each path in its dotted form, or as it is where several have that one."""
-    names = list(map(dotted, paths))
-    counts = Counter(names)
-    pairs = zip(names, paths, strict=True)
-    return [name if counts[name] == 1 else path for name, path in pairs]
-
-
-def place(path: Path) -> str:
-    """The path as an error names it: the root has no dotted form of its own."""
-    return f"`{escaped(dotted(path))}`" if path else "the root `()`"
 
 
 def path_words(path: Path) -> tuple[int, int]:

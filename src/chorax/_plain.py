@@ -1,6 +1,5 @@
 """Running methods plainly, under `jax.disable_jit()`: real values, for debugging."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,23 +9,13 @@ import jax.numpy as jnp
 from ._annotations import check_result
 from ._keys import LaneKeys, path_table
 from ._kind import ArraySpec, Call, Kind, Outcome
-from ._lane import call_lane
-from ._paths import Path
-from ._trace import LaneFlags
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlainRun:
-    """What a call came to: as a `Trace` tells it, and the new arrays themselves."""
-
-    outcome: Outcome
-    outputs: tuple[jax.ShapeDtypeStruct, ...]
-    varies: tuple[bool, ...]
-    arrays: tuple[jax.Array, ...]
+from ._levels import call_lane
+from ._places import Path
+from ._trace import LaneFlags, PlainRun
 
 
 def run_plainly(
-    kind: Kind, call: Call, inputs: Sequence[Any], keys: LaneKeys | None, path: Path
+    call: Call, keys: LaneKeys | None, kind: Kind, inputs: Sequence[Any], path: Path
 ) -> PlainRun:
     """Calls one node's method, under `jax.vmap` where there are lanes."""
     lanes = call.lanes

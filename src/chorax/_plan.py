@@ -7,8 +7,8 @@ that a call can raise is raised before the first array is made.
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, cast, NamedTuple
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -16,15 +16,14 @@ import jax.tree_util as jtu
 from ._annotations import check_node_once, sight_after
 from ._draft import Ref
 from ._excludes import Excludes
-from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Constant, Kept, Kind, New, Origin, Spec, StaticSpec
 from ._levels import check_counts, in_levels, levels_of, note_lanes
 from ._methods import Method
 from ._nodes import Node, Walked
-from ._paths import leaf_paths, Path, place
-from ._plain import PlainRun, run_plainly
+from ._paths import leaf_paths
+from ._places import Path, place
 from ._schedule import KEY, Planned, schedule, Step
-from ._trace import Trace, trace_kind
+from ._trace import PlainRun, Trace, trace_kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +44,14 @@ class Visit:
     done: Trace | PlainRun
     before: tuple[jtu.PyTreeDef, tuple[int, ...]]
     after: tuple[jtu.PyTreeDef, tuple[int, ...]]
+
+
+class Plain(NamedTuple):
+    """How methods run without `jit`: on the leaves of the target and the arrays of the
+    arguments, by a function of a kind, its inputs and a path."""
+
+    values: Sequence[Any]
+    run: Callable[[Kind, Sequence[Any], Path], PlainRun]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,15 +79,14 @@ def make_plan(
     call: Call,
     specs: Sequence[Spec],
     excludes: Excludes | None,
-    values: Sequence[Any] | None,
-    keys: LaneKeys | None,
+    plain: Plain | None,
 ) -> tuple[Plan, Sequence[Visit]]:
     """Plans the calls of `methods`, by index of node; and what each of them comes to.
 
-    `specs` describe the leaves of the target. `values`, the leaves and the arguments'
-    arrays, are given where methods are to run plainly instead of being traced.
+    `specs` describe the leaves of the target. `plain` is given where methods are to run
+    instead of being traced.
     """
-    planner = _Planner(walked, call, specs, excludes, values, keys)
+    planner = _Planner(walked, call, specs, excludes, plain)
     # Unmarked methods first, then by level; `walked` has children before parents.
     order = sorted(
         methods, key=lambda i: (methods[i].level is not None, methods[i].level or 0, i)
@@ -97,17 +103,16 @@ class _Planner:
         call: Call,
         specs: Sequence[Spec],
         excludes: Excludes | None,
-        values: Sequence[Any] | None,
-        keys: LaneKeys | None,
+        plain: Plain | None,
     ) -> None:
         self._draft = walked.draft()
         self._call = call
         self._excludes = excludes
-        self._keys = keys
+        self._plain = plain
         arrays = [spec for spec in call.specs if isinstance(spec, ArraySpec)]
         self._arguments = tuple(range(len(specs), len(specs) + len(arrays)))
         self._specs: list[Spec] = [*specs, *arrays]
-        self._known = None if values is None else dict(enumerate(values))
+        self._known = None if plain is None else dict(enumerate(plain.values))
         self._places: dict[tuple[Hashable, ...], int] = {}
         self._traces: dict[Hashable, Trace] = {}
         self._varying: dict[Trace, tuple[bool, ...]] = {}
@@ -132,11 +137,11 @@ class _Planner:
         arrays = [name for name in names if isinstance(self._specs[name], ArraySpec)]
         inputs = (*arrays, *self._arguments)
 
-        if self._known is None:
+        if self._plain is None or self._known is None:
             done = self._trace(kind, node.path)
         else:
             known = [self._known[name] for name in inputs]
-            done = run_plainly(kind, self._call, known, self._keys, node.path)
+            done = self._plain.run(kind, known, node.path)
         out_lanes = self._out_lanes(done, node.path)
         every = (*inputs, KEY)
         read = () if isinstance(done, PlainRun) else tuple(every[i] for i in done.reads)

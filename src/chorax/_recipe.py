@@ -8,13 +8,12 @@ putting the arrays in place.
 import dataclasses
 import functools
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, cast, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
 
-from ._axes import Axes, check_leaf_lengths, in_front
-from ._blocks import Blocks, make_blocks
+from ._axes import Axes, check_leaf_lengths
 from ._excludes import Excludes
 from ._finish import (
     describe,
@@ -24,13 +23,13 @@ from ._finish import (
     Sources,
     written_paths,
 )
-from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Lanes, place_of, spec_of, StaticSpec
 from ._memo import Cell, recipe_cell, surroundings
 from ._methods import definition_token
 from ._nodes import Walked
-from ._paths import Path, same_structure
-from ._plan import make_plan, Plan, Visit
+from ._paths import same_structure
+from ._places import Path
+from ._plan import make_plan, Plain, Plan, Visit
 from ._request import excluded_leaves, Request
 from ._select import excluded_nodes, select_nodes, Selection
 from ._warn import warn
@@ -52,7 +51,7 @@ class Recipe:
     plan: Plan
     lanes: Lanes | None
     axes: Axes
-    blocks: Blocks
+    in_jit: bool
     sources: Sources
     placed: tuple[Placed, ...]
     delta: jtu.PyTreeDef
@@ -61,8 +60,8 @@ class Recipe:
     calls: int
     warnings: tuple[str, ...]
     answers: Mapping[tuple[Path, jax.ShapeDtypeStruct], bool]
-    # What is compiled for it on many devices.
-    compiled: Cell = dataclasses.field(default_factory=Cell)
+    # How it runs, which is decided when it first does.
+    run: Cell = dataclasses.field(default_factory=Cell)
 
     @functools.cached_property
     def is_written(self) -> tuple[bool, ...]:
@@ -107,14 +106,13 @@ def propose(
     request: Request,
     axes: Axes,
     call: Call,
-    keys: LaneKeys | None,
     excludes: Excludes | None,
-    values: Sequence[Any] | None = None,
+    plain: Plain | None = None,
 ) -> Proposal:
-    """Plans and places; `values` are as in `make_plan`."""
+    """Plans and places; `plain` is as in `make_plan`."""
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
     methods = selection.methods
-    plan, visits = make_plan(walked, methods, call, specs, excludes, values, keys)
+    plan, visits = make_plan(walked, methods, call, specs, excludes, plain)
     placed = place_leaves(plan, walked, request, excludes)
     return Proposal(plan, visits, placed)
 
@@ -124,35 +122,28 @@ def find_recipe(
     request: Request,
     axes: Axes,
     call: Call,
-    arrays: Sequence[Any],
-    keys: LaneKeys | None,
+    plain: Plain | None,
 ) -> Recipe:
-    """The recipe of a call, remembered from an earlier one if there was one.
-
-    `arrays` are those of the arguments.
-    """
+    """The recipe of a call, remembered from an earlier one if there was one, but where
+    methods are to run plainly."""
     excluded = excluded_nodes(walked, request)
     excludes = excluded_leaves(request)
 
-    def make(known: list[Any] | None, in_jit: bool) -> Recipe:
+    def make(in_jit: bool) -> Recipe:
         selection = select(walked, request, axes, excluded)
         # Before any method is traced: a warning may be an error.
         warn(selection.warnings)
-        made = propose(walked, selection, request, axes, call, keys, excludes, known)
+        made = propose(walked, selection, request, axes, call, excludes, plain)
         plan, placed = made.plan, made.placed
         lanes = request.lanes
         if lanes is not None and lanes.is_apart:
             spans = any(step.trace.computation.spans_devices for step in plan.steps)
             lanes = dataclasses.replace(lanes, is_one=spans)
-        # Many devices run one program, as a `jit` does.
-        is_spread = lanes is not None and lanes.sharding is not None
-        on_device = None if lanes is None else lanes.on_device()
-        stacks = keys is None or keys.stacks
         return Recipe(
             plan,
             lanes,
             axes,
-            make_blocks(plan, on_device, in_jit or is_spread, stacks),
+            in_jit,
             find_sources(plan, placed, walked, request),
             placed,
             describe(plan, placed, axes, walked, request),
@@ -163,10 +154,8 @@ def find_recipe(
             {} if excludes is None else excludes.answers,
         )
 
-    # JAX makes the attributes of its configuration at run time.
-    if cast(Any, jax.config).jax_disable_jit:
-        own = map(in_front, walked.leaves, axes)
-        return make([*own, *arrays], False)
+    if plain is not None:
+        return make(False)
     scene, in_jit = surroundings()
     try:
         token = _token(walked, request, axes, call, excluded, excludes)
@@ -178,7 +167,7 @@ def find_recipe(
         if excludes is None or excludes.say(recipe.answers):
             warn(recipe.warnings)
             return recipe
-    recipe = make(None, in_jit)
+    recipe = make(in_jit)
     if recipe.plan.lasts:
         recipe = _without_leaves(recipe, len(walked.leaves))
         cell.value = (recipe, *known)[:_ANSWERS]

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, Literal, TypeAlias
 
 import jax
 import jax.tree_util as jtu
@@ -14,19 +14,10 @@ from ._axes import (
     check_lengths,
     in_front,
     keyword_axes,
+    plain_axes,
     resolve_axes,
 )
-from ._checks import (
-    check_filter,
-    check_flag,
-    check_function,
-    check_kwargs,
-    check_mode,
-    check_tag,
-    check_where,
-    IfNotExist,
-)
-from ._delta import known_axes, plain_axes, StateDelta, tags_by_path
+from ._delta import known_axes, StateDelta, tags_by_path
 from ._excludes import Excludes
 from ._keys import LaneKeys
 from ._kind import ArraySpec, Call, Lanes, spec_of
@@ -35,6 +26,9 @@ from ._nodes import Walked
 from ._reset import reset_parameters
 from ._spread import without_mesh
 from .filters import Nothing, Predicate
+
+
+IfNotExist: TypeAlias = Literal["raise", "pass", "none", "warn"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,42 +73,6 @@ class Request:
         if is_plain or self.lanes is None or not self.lanes.is_apart:
             return contextlib.nullcontext()
         return without_mesh()
-
-
-def checked_request(
-    lanes: Lanes | None,
-    fn_name: Any,
-    args: Any,
-    kwargs: Any,
-    *,
-    key: Any,
-    node_to_exclude: Any,
-    state_to_exclude: Any,
-    state_tag: Any,
-    fn_if_not_exist: Any,
-    has_aux: Any,
-    where: Any = None,
-    in_axes: Any = None,
-    args_in_axes: Any = None,
-    kwargs_in_axes: Any = None,
-) -> Request:
-    """The arguments as users give them, checked."""
-    return Request(
-        function=check_function(fn_name),
-        args=args,
-        kwargs=check_kwargs(kwargs),
-        lanes=lanes,
-        key=key,
-        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
-        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
-        state_tag=check_tag(state_tag),
-        if_not_exist=check_mode(fn_if_not_exist),
-        has_aux=check_flag(has_aux, "has_aux"),
-        where=None if lanes is None else check_where(where, lanes.size),
-        in_axes=in_axes,
-        args_in_axes=args_in_axes,
-        kwargs_in_axes=kwargs_in_axes,
-    )
 
 
 def target_axes(target: Any, walked: Walked, request: Request) -> Axes:

@@ -11,7 +11,7 @@ import numpy as np
 from ._blocks import Block, Blocks, Group
 from ._compile import Compiled, is_concrete
 from ._keys import LaneKeys
-from ._paths import dotted
+from ._places import dotted
 from ._schedule import KEY
 
 

@@ -9,7 +9,7 @@ the same are one step, whatever their kinds and their order among the others.
 import dataclasses
 from collections.abc import Hashable, Sequence
 
-from ._paths import Path
+from ._places import Path
 from ._trace import Trace
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set as AbstractSet
 
 from ._methods import decide_key, find_method, Method, read_signature
 from ._nodes import Walked
-from ._paths import dotted, place
+from ._places import dotted, place
 from ._request import Request
 from .filters import Nothing
 

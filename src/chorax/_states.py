@@ -7,8 +7,8 @@ from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from ._call import call_all_fns, vmap_call_all_fns
-from ._checks import IfNotExist
 from ._delta import StateDelta
+from ._request import IfNotExist
 from .filters import Filter
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ._paths import dotted, Path
+from ._places import dotted, Path
 from ._show import escaped, short
 
 

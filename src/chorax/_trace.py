@@ -14,10 +14,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from ._annotations import check_result
 from ._computation import Computation, computation_of
 from ._kind import ArraySpec, Call, Kind, Lanes, Outcome
-from ._lane import call_lane
-from ._layout import over_lanes
+from ._levels import call_lane
 from ._memo import Cell, kind_cell, surroundings
-from ._paths import Path
+from ._over_lanes import over_lanes
+from ._places import Path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +121,17 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         in_lanes=tuple(specs[i].has_lanes for i in reads),
         label=f"`{call.label}` of {kind.name}",
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainRun:
+    """What a call came to without `jit`: as a `Trace` tells it, and the new arrays
+    themselves."""
+
+    outcome: Outcome
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    varies: tuple[bool, ...]
+    arrays: tuple[jax.Array, ...]
 
 
 class LaneFlags:

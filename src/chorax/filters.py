@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax.tree_util as jtu
 
-from ._paths import Path, place, walk
+from ._paths import walk
+from ._places import Path, place
 from ._show import short, shown
 
 

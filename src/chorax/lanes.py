@@ -19,11 +19,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.typing import ArrayLike
 
-from ._checks import as_array, check_filter, check_lanes, check_mask
+from ._checks import check_filter, check_lanes
 from ._ensemble import Ensemble as Ensemble
 from ._lane_axes import lane_axes, LaneAxes, library_of, take_lanes
 from ._lane_checks import check_alike, check_mappable, check_same, check_structures
-from ._paths import leaf_paths, place
+from ._mask import as_array, check_mask
+from ._paths import leaf_paths
+from ._places import place
 from ._show import shown
 from ._spread import check_sharding
 from ._typed import check_type

@@ -42,8 +42,8 @@ _TASKS = {
     "kinds by shape": "As `create`, and the arrays of each node have a size of their "
     "own.",
     "six kinds": "As `create`, and the arrays of the nodes have one of six sizes.",
-    "six kinds reset": "The same nodes have their arrays in all lanes, and get new "
-    "ones.",
+    "six kinds reset": "The same nodes have their arrays in all lanes; another method "
+    "draws one afresh, and keeps another.",
     "zeros": "Nodes that are alike have two arrays each, and get zeros.",
     "add": "The same nodes add one to one of their arrays.",
     "MLP": "Members of `eqx.nn.MLP(7, 3, 32, 7)`, with parameters of their own.",

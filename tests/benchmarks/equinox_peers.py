@@ -40,7 +40,12 @@ def by_hand_in_jit(task: str, nodes: int, lanes: int) -> Run | None:
 
 def _ours(task: str, nodes: int, lanes: int, wrap: Any) -> Run:
     model, delta = _prepare(task, nodes, lanes)
-    methods: dict[str, Any] = {"blocks": "step", "zeros": "zeros", "add": "add"}
+    methods: dict[str, Any] = {
+        "blocks": "step",
+        "zeros": "zeros",
+        "add": "add",
+        "six kinds reset": "reset_state",
+    }
     method = methods.get(task, "init_state")
     if task in MEMBERS:
         method = chorax.reset_parameters
@@ -88,7 +93,9 @@ def _by_hand(task: str, nodes: int, lanes: int, wrap: Any) -> Run | None:
     def init(model: Any, key: jax.Array) -> Any:
         def lane(model: Any, key: jax.Array) -> Any:
             keys = jax.random.split(key, nodes)
-            return [node.init_state(key=k) for node, k in zip(model, keys, strict=True)]
+            name = "reset_state" if task == "six kinds reset" else "init_state"
+            pairs = zip(model, keys, strict=True)
+            return [getattr(node, name)(key=k) for node, k in pairs]
 
         keys = jax.random.split(key, lanes)
         out_axes = eqx.if_array(0) if task != "shared" else own_axes

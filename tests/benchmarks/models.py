@@ -26,6 +26,11 @@ class Neuron(eqx.Module):
         g = jax.random.uniform(of_g, (self.size,))
         return chorax.replace(self, v=v, g=g, spikes=jnp.zeros(self.size))
 
+    def reset_state(self, *, key: jax.Array) -> "Neuron":
+        """Draws one of them afresh, and keeps another."""
+        v = jax.random.normal(key, (self.size,))
+        return chorax.replace(self, v=v, spikes=jnp.zeros(self.size))
+
 
 class Block(eqx.Module):
     """A big matrix, and a state that goes through it."""

@@ -17,10 +17,11 @@ class Neuron(nnx.Module):
         self.g = nnx.Variable(jax.random.uniform(rngs(), (size,)))
         self.spikes = nnx.Variable(jnp.zeros(size))
 
-    def reset(self, rngs: nnx.Rngs) -> None:
-        """Draws the states afresh."""
+    def reset(self, rngs: nnx.Rngs, *, all_of_it: bool) -> None:
+        """Draws the states afresh, or but for one of them."""
         self.v.set_value(jax.random.normal(rngs(), (self.size,)))
-        self.g.set_value(jax.random.uniform(rngs(), (self.size,)))
+        if all_of_it:
+            self.g.set_value(jax.random.uniform(rngs(), (self.size,)))
         self.spikes.set_value(jnp.zeros(self.size))
 
 
@@ -46,7 +47,7 @@ def nnx_vmap(task: str, nodes: int, lanes: int) -> Callable[[], Any] | None:
     @nnx.vmap
     def reset(net: Net, rngs: nnx.Rngs) -> None:
         for neuron in net.neurons:
-            neuron.reset(rngs)
+            neuron.reset(rngs, all_of_it=task == "reset")
 
     if task in ("create", "six kinds"):
         return lambda: nnx.state(create(nnx.Rngs(0)))

@@ -6,10 +6,10 @@ from typing import Any, Literal, overload, SupportsIndex, TypeVar
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-from ._checks import check_lanes, checked_request
+from ._checks import check_request
 from ._collective import run_collective
 from ._delta import StateDelta
-from ._request import IfNotExist, Request
+from ._request import IfNotExist
 from .filters import Filter
 
 
@@ -164,24 +164,8 @@ def vmap_call_all_fns(
 
     ```
     """
-    lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size, sharding)
-    request = checked_request(
-        lanes,
-        fn_name,
-        args,
-        kwargs,
-        key=key,
-        node_to_exclude=node_to_exclude,
-        state_to_exclude=state_to_exclude,
-        state_tag=state_tag,
-        fn_if_not_exist=fn_if_not_exist,
-        has_aux=has_aux,
-        where=where,
-        in_axes=in_axes,
-        args_in_axes=args_in_axes,
-        kwargs_in_axes=kwargs_in_axes,
-    )
-    return _run(target, request)
+    given = dict(locals())
+    return _run(given, has_lanes=True)
 
 
 @overload
@@ -255,21 +239,12 @@ def call_all_fns(
 
     ```
     """
-    request = checked_request(
-        None,
-        fn_name,
-        args,
-        kwargs,
-        key=key,
-        node_to_exclude=node_to_exclude,
-        state_to_exclude=state_to_exclude,
-        state_tag=state_tag,
-        fn_if_not_exist=fn_if_not_exist,
-        has_aux=has_aux,
-    )
-    return _run(target, request)
+    given = dict(locals())
+    return _run(given, has_lanes=False)
 
 
-def _run(target: Any, request: Request) -> Any:
+def _run(given: dict[str, Any], has_lanes: bool) -> Any:
+    target = given.pop("target")
+    request = check_request(given, has_lanes)
     model, delta, aux = run_collective(target, request)
     return (model, delta, aux) if request.has_aux else (model, delta)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
 
-import jax
 import numpy as np
 
 from ._kind import Lanes
@@ -14,40 +13,24 @@ from ._spread import check_sharding
 from .filters import Predicate, to_predicate
 
 
-def checked_request(
-    lanes: Lanes | None,
-    fn_name: Any,
-    args: Any,
-    kwargs: Any,
-    *,
-    key: Any,
-    node_to_exclude: Any,
-    state_to_exclude: Any,
-    state_tag: Any,
-    fn_if_not_exist: Any,
-    has_aux: Any,
-    where: Any = None,
-    in_axes: Any = None,
-    args_in_axes: Any = None,
-    kwargs_in_axes: Any = None,
-) -> Request:
-    """The arguments as users give them, checked."""
-    return Request(
-        function=check_function(fn_name),
-        args=args,
-        kwargs=check_kwargs(kwargs),
-        lanes=lanes,
-        key=key,
-        node_to_exclude=check_filter(node_to_exclude, "node_to_exclude"),
-        state_to_exclude=check_filter(state_to_exclude, "state_to_exclude"),
-        state_tag=check_tag(state_tag),
-        if_not_exist=check_mode(fn_if_not_exist),
-        has_aux=check_flag(has_aux, "has_aux"),
-        where=None if lanes is None else check_where(where, lanes.size),
-        in_axes=in_axes,
-        args_in_axes=args_in_axes,
-        kwargs_in_axes=kwargs_in_axes,
-    )
+_LANES = ("axis_size", "axis_name", "spmd_axis_name", "chunk_size", "sharding")
+
+
+def check_request(options: Mapping[str, Any], has_lanes: bool) -> Request:
+    """The arguments of a collective call as users give them, checked.
+
+    `options` has all of them by name: what a signature says is said in no second place.
+    """
+    rest = dict(options)
+    named = {name: rest.pop(name, None) for name in _LANES}
+    lanes = check_lanes(**named) if has_lanes else None
+    checked = {name: _CHECKS[name](rest.pop(name)) for name in _CHECKS}
+    for name in ("node_to_exclude", "state_to_exclude"):
+        checked[name] = check_filter(rest.pop(name), name)
+    where = rest.pop("where", None)
+    if lanes is not None and where is not None:
+        checked["where"] = check_mask(where, lanes.size, "where")
+    return Request(lanes=lanes, **checked, **rest)
 
 
 def check_function(fn_name: Any) -> str | Callable[..., Any]:
@@ -133,15 +116,10 @@ def check_lanes(
     return Lanes(size, axis_name, spmd_axis_name, chunk_size, where)
 
 
-def check_where(where: Any, size: int) -> jax.Array | None:
-    """The mask of lanes, shape `(size,)`; `None` for all of them."""
-    return None if where is None else check_mask(where, size, "where")
-
-
-def check_flag(value: Any, name: str) -> bool:
+def check_has_aux(value: Any) -> bool:
     """A `bool`, and nothing that passes for one."""
     if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be `True` or `False`, but got {shown(value)}.")
+        raise TypeError(f"`has_aux` must be `True` or `False`, but got {shown(value)}.")
     return value
 
 
@@ -161,3 +139,12 @@ def _positive(value: Any, name: str, meaning: str) -> int:
         got = "it is missing" if value is None else f"got {shown(value)}"
         raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
     return int(cast(int, value))
+
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "fn_name": check_function,
+    "kwargs": check_kwargs,
+    "state_tag": check_tag,
+    "fn_if_not_exist": check_mode,
+    "has_aux": check_has_aux,
+}

@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-from ._checks import check_lanes, checked_request
+from ._checks import check_request
 from ._explanation import Explanation, run_explanation
 from ._request import IfNotExist
 from .filters import Filter
@@ -84,25 +84,9 @@ def explain(
 
     ```
     """
-    lanes = None
-    of_lanes = where, in_axes, args_in_axes, kwargs_in_axes, chunk_size
-    names = axis_name, spmd_axis_name, sharding
-    if any(each is not None for each in (axis_size, *of_lanes, *names)):
-        lanes = check_lanes(axis_size, axis_name, spmd_axis_name, chunk_size, sharding)
-    request = checked_request(
-        lanes,
-        fn_name,
-        args,
-        kwargs,
-        key=key,
-        node_to_exclude=node_to_exclude,
-        state_to_exclude=state_to_exclude,
-        state_tag=state_tag,
-        fn_if_not_exist=fn_if_not_exist,
-        has_aux=has_aux,
-        where=where,
-        in_axes=in_axes,
-        args_in_axes=args_in_axes,
-        kwargs_in_axes=kwargs_in_axes,
-    )
-    return run_explanation(target, request)
+    given = dict(locals())
+    target = given.pop("target")
+    asked = ("axis_size", "where", "in_axes", "args_in_axes", "kwargs_in_axes")
+    names = ("chunk_size", "axis_name", "spmd_axis_name", "sharding")
+    has_lanes = any(given[name] is not None for name in (*asked, *names))
+    return run_explanation(target, check_request(given, has_lanes))

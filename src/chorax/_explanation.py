@@ -192,7 +192,7 @@ class _Reader:
         self._plan = plan
         self._axes = axes
         self._size = request.size
-        self._function = request.function
+        self._function = request.fn_name
         self._placed = placed
         # What was put back where it stood is as it was.
         self._has_lanes = {

@@ -186,8 +186,8 @@ def _token(
     if walked.exact is None:
         raise TypeError("Something static can't be hashed.")
     methods: tuple[Hashable, ...] = ()
-    if isinstance(request.function, str):
-        name = request.function
+    if isinstance(request.fn_name, str):
+        name = request.fn_name
         methods = tuple(definition_token(c, name) for c in walked.survey.classes)
     return (
         walked.structure,
@@ -197,7 +197,7 @@ def _token(
         call.token,
         request.lanes,
         methods,
-        request.if_not_exist,
+        request.fn_if_not_exist,
         excluded,
         None if excludes is None else (excludes.token,),
         request.where is not None,

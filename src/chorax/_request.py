@@ -33,9 +33,10 @@ IfNotExist: TypeAlias = Literal["raise", "pass", "none", "warn"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """A collective call's arguments, checked; `lanes` is `None` without lanes."""
+    """A collective call's arguments, checked, under the names that users know; those
+    that say what `lanes` there are stand for them, `None` without lanes."""
 
-    function: str | Callable[..., Any]
+    fn_name: str | Callable[..., Any]
     args: Any
     kwargs: dict[str, Any]
     lanes: Lanes | None
@@ -43,7 +44,7 @@ class Request:
     node_to_exclude: Predicate
     state_to_exclude: Predicate
     state_tag: str | None
-    if_not_exist: IfNotExist
+    fn_if_not_exist: IfNotExist
     has_aux: bool
     where: jax.Array | None = None
     in_axes: Any = None
@@ -53,9 +54,9 @@ class Request:
     @property
     def label(self) -> str:
         """The function's name, for messages."""
-        if isinstance(self.function, str):
-            return self.function
-        return getattr(self.function, "__name__", type(self.function).__name__)
+        if isinstance(self.fn_name, str):
+            return self.fn_name
+        return getattr(self.fn_name, "__name__", type(self.fn_name).__name__)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -88,7 +89,7 @@ def target_axes(target: Any, walked: Walked, request: Request) -> Axes:
 def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]:
     """What all nodes share, and the arrays among the arguments, lanes in front."""
     args, kwargs = request.arguments, request.kwargs
-    function = None if isinstance(request.function, str) else request.function
+    function = None if isinstance(request.fn_name, str) else request.fn_name
     tree = (function, args, kwargs)
     leaves, structure = jtu.tree_flatten(tree)
     axes: Axes = (None,) * len(leaves)
@@ -109,7 +110,7 @@ def make_call(request: Request, keys: LaneKeys | None) -> tuple[Call, list[Any]]
     specs = tuple(spec_of(x, axis) for x, axis in zip(leaves, axes, strict=True))
     call = Call(
         label=request.label,
-        name=request.function if isinstance(request.function, str) else None,
+        name=request.fn_name if isinstance(request.fn_name, str) else None,
         arguments=structure,
         specs=specs,
         key=None if keys is None else keys.struct,

@@ -46,8 +46,8 @@ def select_nodes(
     methods: dict[int, Method] = {}
     warnings: list[str] = []
     shared = None
-    if not isinstance(request.function, str):
-        signature = read_signature(request.function, bound=False)
+    if not isinstance(request.fn_name, str):
+        signature = read_signature(request.fn_name, bound=False)
         label = f"`{request.label}`"
         gets_key = decide_key(signature, label, arguments, kwargs, has_key)
         shared = Method(None, signature.level, gets_key)
@@ -61,12 +61,12 @@ def select_nodes(
         found = find_method(node.module, node.path, request.label)
         if found is None:
             message = f"{where} has no method `{request.label}`"
-            if request.if_not_exist == "raise":
+            if request.fn_if_not_exist == "raise":
                 raise AttributeError(
                     f"{message}. Define it, exclude the node by `node_to_exclude`, or "
                     "pass `fn_if_not_exist='pass'` to skip such nodes."
                 )
-            if request.if_not_exist == "warn":
+            if request.fn_if_not_exist == "warn":
                 warnings.append(f"{message}; it is skipped.")
             continue
         definition, signature = found

@@ -1,7 +1,7 @@
 """Collective calls under their usual names: making and resetting states."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, cast, Literal, overload, SupportsIndex, TypeVar
+from typing import Any, Literal, overload, SupportsIndex, TypeVar
 
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
@@ -68,15 +68,8 @@ def init_all_states(
 
     ```
     """
-    options: dict[str, Any] = {
-        "key": key,
-        "node_to_exclude": node_to_exclude,
-        "fn_if_not_exist": fn_if_not_exist,
-        "state_tag": state_tag,
-        "state_to_exclude": state_to_exclude,
-        "has_aux": has_aux,
-    }
-    return cast(Any, call_all_fns(target, "init_state", args, kwargs, **options))
+    given = dict(locals())
+    return _call(call_all_fns, "init_state", given)
 
 
 @overload
@@ -151,24 +144,8 @@ def vmap_init_all_states(
 
     ```
     """
-    options: dict[str, Any] = {
-        "axis_size": axis_size,
-        "key": key,
-        "node_to_exclude": node_to_exclude,
-        "fn_if_not_exist": fn_if_not_exist,
-        "state_tag": state_tag,
-        "state_to_exclude": state_to_exclude,
-        "where": where,
-        "in_axes": in_axes,
-        "args_in_axes": args_in_axes,
-        "kwargs_in_axes": kwargs_in_axes,
-        "axis_name": axis_name,
-        "spmd_axis_name": spmd_axis_name,
-        "chunk_size": chunk_size,
-        "sharding": sharding,
-        "has_aux": has_aux,
-    }
-    return cast(Any, vmap_call_all_fns(target, "init_state", args, kwargs, **options))
+    given = dict(locals())
+    return _call(vmap_call_all_fns, "init_state", given)
 
 
 @overload
@@ -222,15 +199,8 @@ def reset_all_states(
 
     ```
     """
-    options: dict[str, Any] = {
-        "key": key,
-        "node_to_exclude": node_to_exclude,
-        "fn_if_not_exist": fn_if_not_exist,
-        "state_tag": state_tag,
-        "state_to_exclude": state_to_exclude,
-        "has_aux": has_aux,
-    }
-    return cast(Any, call_all_fns(target, "reset_state", args, kwargs, **options))
+    given = dict(locals())
+    return _call(call_all_fns, "reset_state", given)
 
 
 @overload
@@ -309,21 +279,10 @@ def vmap_reset_all_states(
 
     ```
     """
-    options: dict[str, Any] = {
-        "axis_size": axis_size,
-        "key": key,
-        "node_to_exclude": node_to_exclude,
-        "fn_if_not_exist": fn_if_not_exist,
-        "state_tag": state_tag,
-        "state_to_exclude": state_to_exclude,
-        "where": where,
-        "in_axes": in_axes,
-        "args_in_axes": args_in_axes,
-        "kwargs_in_axes": kwargs_in_axes,
-        "axis_name": axis_name,
-        "spmd_axis_name": spmd_axis_name,
-        "chunk_size": chunk_size,
-        "sharding": sharding,
-        "has_aux": has_aux,
-    }
-    return cast(Any, vmap_call_all_fns(target, "reset_state", args, kwargs, **options))
+    given = dict(locals())
+    return _call(vmap_call_all_fns, "reset_state", given)
+
+
+def _call(function: Any, fn_name: str, given: dict[str, Any]) -> Any:
+    target, args, kwargs = (given.pop(name) for name in ("target", "args", "kwargs"))
+    return function(target, fn_name, args, kwargs, **given)

@@ -29,7 +29,9 @@ PACKAGE_OF = {
     for package, modules in {
         "_text": "_places _show _table _typed _warn",
         "_tree": "_draft _holder _keys _memo _nodes _paths _replace _same",
-        "_lanes": "_axes _lane_axes _lane_checks _mask _spread",
+        "_lanes": (
+            "_arguments _axes _lane_axes _lane_checks _picking _spread _stacking"
+        ),
         "_deltas": "_delta",
         "_annotations": "_containers _fits _hints _misfits _widened",
         "_layers": "_reset",

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
 
-import numpy as np
-
+from ._arguments import check_filter, check_mask, check_positive
 from ._kind import Lanes
-from ._mask import check_mask
 from ._request import IfNotExist, Request
 from ._show import short, shown
 from ._spread import check_sharding
-from .filters import Predicate, to_predicate
 
 
 _LANES = ("axis_size", "axis_name", "spmd_axis_name", "chunk_size", "sharding")
@@ -69,15 +66,6 @@ def check_mode(fn_if_not_exist: Any) -> IfNotExist:
     return cast(IfNotExist, fn_if_not_exist)
 
 
-def check_filter(filter: Any, name: str) -> Predicate:
-    """A filter as a predicate; the error says which parameter it was for."""
-    try:
-        return to_predicate(filter)
-    except TypeError as error:
-        error.add_note(f"Given as `{name}`.")
-        raise
-
-
 def check_tag(state_tag: Any) -> str | None:
     """The tag of written leaves."""
     if state_tag is not None and not isinstance(state_tag, str):
@@ -95,7 +83,7 @@ def check_lanes(
     sharding: Any = None,
 ) -> Lanes:
     """The lanes that a batched call asks for."""
-    size = _positive(axis_size, "axis_size", "the number of lanes")
+    size = check_positive(axis_size, "axis_size", "the number of lanes")
     _check_name(axis_name, "axis_name")
     _check_name(spmd_axis_name, "spmd_axis_name")
     if chunk_size is not None:
@@ -104,7 +92,7 @@ def check_lanes(
                 "`chunk_size` and `axis_name` do not go together: lanes of different "
                 "chunks can't meet. Drop one of them."
             )
-        chunk_size = _positive(chunk_size, "chunk_size", "lanes at a time")
+        chunk_size = check_positive(chunk_size, "chunk_size", "lanes at a time")
     where = None if sharding is None else check_sharding(sharding, size)
     named = axis_name is not None or spmd_axis_name is not None
     if where is not None and named and not where.is_auto:
@@ -131,14 +119,6 @@ def _check_name(name: Any, parameter: str) -> None:
             f"`{parameter}` must be the name of an axis, as `jax.vmap` takes, which "
             f"can be hashed, but got {shown(name)}."
         ) from None
-
-
-def _positive(value: Any, name: str, meaning: str) -> int:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value <= 0:
-        got = "it is missing" if value is None else f"got {shown(value)}"
-        raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
-    return int(cast(int, value))
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {

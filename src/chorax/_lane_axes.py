@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -13,9 +13,9 @@ import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
+from ._arguments import as_array
 from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
 from ._holder import AxesHolder
-from ._mask import as_array
 from ._paths import leaf_paths
 from ._places import place
 from ._show import shown
@@ -52,6 +52,26 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
         for x, axis in zip(leaves, found, strict=True)
     )
     return LaneAxes(leaves, structure, counted, size)
+
+
+def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
+    """The same; errors say which model it was."""
+    try:
+        return lane_axes(batched, axes)
+    except Exception as error:
+        error.add_note(f"Raised by {name}.")
+        raise
+
+
+def columns_of(
+    parts: Sequence[LaneAxes],
+) -> Iterator[tuple[str, int | None, list[Any]]]:
+    """For each leaf where it stands, its lane axis, and its value in every part."""
+    first = parts[0]
+    paths = leaf_paths(first.structure)
+    columns = zip(*(part.leaves for part in parts), strict=True)
+    for path, axis, column in zip(paths, first.axes, columns, strict=True):
+        yield place(path), axis, list(column)
 
 
 def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:

@@ -1,4 +1,4 @@
-"""Masks of lanes, and what else users give as an array."""
+"""What users give to say which lanes and which leaves, checked."""
 
 from typing import Any, cast
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._show import shown
+from .filters import Predicate, to_predicate
 
 
 def check_mask(mask: Any, size: int, name: str) -> jax.Array:
@@ -34,3 +35,21 @@ def as_array(x: Any) -> Any:
         return jnp.asarray(items) if is_jax else np.asarray(items)
     except Exception:  # JAX shows what it can't take, by a `repr` that may raise.
         return None
+
+
+def check_filter(filter: Any, name: str) -> Predicate:
+    """A filter as a predicate; the error says which parameter it was for."""
+    try:
+        return to_predicate(filter)
+    except TypeError as error:
+        error.add_note(f"Given as `{name}`.")
+        raise
+
+
+def check_positive(value: Any, name: str, meaning: str) -> int:
+    """A positive integer, NumPy's too."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value <= 0:
+        got = "it is missing" if value is None else f"got {shown(value)}"
+        raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
+    return int(cast(int, value))

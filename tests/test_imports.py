@@ -32,9 +32,9 @@ PACKAGE_OF = {
         "_lanes": (
             "_arguments _axes _lane_axes _lane_checks _picking _spread _stacking"
         ),
-        "_deltas": "_delta",
+        "_deltas": "_apply _delta",
         "_annotations": "_containers _fits _hints _misfits _widened",
-        "_layers": "_reset",
+        "_layers": "_redraw _reset",
         "_plan": (
             "_computation _constants _excludes _finish _kind _lane _levels "
             "_methods _order _over_lanes _recipe _request _schedule _select _trace "

@@ -224,7 +224,7 @@ def test_excluded_leaves_have_no_lanes():
     [
         ({"axis_size": 0}, ValueError, "`axis_size` must be a positive integer"),
         ({"where": [True]}, ValueError, "`axis_size` must be a positive integer"),
-        ({"in_axes": 0}, ValueError, "the number of lanes, but it is missing"),
+        ({"in_axes": 0}, ValueError, "`in_axes` maps `other.weight` along axis 0"),
         ({"chunk_size": 2}, ValueError, "the number of lanes, but it is missing"),
         ({"axis_name": "x"}, ValueError, "the number of lanes, but it is missing"),
         ({"spmd_axis_name": "x"}, ValueError, "the number of lanes, but it is missing"),

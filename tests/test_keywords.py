@@ -12,7 +12,7 @@ import pytest
 import chorax
 import oracle
 from chorax import call_all_fns, call_order, replace, vmap_call_all_fns
-from chorax.filters import PathContains
+from chorax.filters import PathContains, WithTag
 from models import Constant, Draw, Plain
 
 
@@ -370,7 +370,7 @@ def test_excluded_by_type_shape_and_tag(key):
     assert shapes(lambda x: jnp.issubdtype(x.dtype, jnp.integer)) == ((2, 3), ())
     assert shapes(lambda x: x.ndim == 0) == ((2, 3), ())
     assert shapes(lambda x: not eqx.is_inexact_array(x)) == ((2, 3), ())
-    assert shapes("other", state_tag="state") == ((2, 3), (2,))
+    assert shapes(WithTag("other"), state_tag="state") == ((2, 3), (2,))
 
 
 def test_excluded_by_the_tag_of_the_delta_in_in_axes(key):

@@ -15,7 +15,7 @@ from jax.experimental.compute_on import compute_on
 
 import oracle
 from chorax import call_all_fns, call_order, lanes, replace, vmap_call_all_fns
-from chorax.filters import to_predicate
+from chorax.filters import to_predicate, WithTag
 
 
 pytestmark = pytest.mark.usefixtures("needs_jit")
@@ -304,7 +304,7 @@ def test_tags_of_an_earlier_call_decide_too():
     for tag, shape in [("still", (2,)), ("moving", (4, 2)), ("still", (2,))]:
         net, delta = vmap_call_all_fns(Node(), "step", axis_size=4, state_tag=tag)
         made, _ = vmap_call_all_fns(
-            net, "step", axis_size=4, in_axes=delta, state_to_exclude="still"
+            net, "step", axis_size=4, in_axes=delta, state_to_exclude=WithTag("still")
         )
         assert made.x.shape == shape
 

@@ -1,12 +1,13 @@
 """What users give to say which lanes and which leaves, checked."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._show import shown
+from ._show import short, shown
 from .filters import Predicate, to_predicate
 
 
@@ -44,6 +45,39 @@ def check_filter(filter: Any, name: str) -> Predicate:
     except TypeError as error:
         error.add_note(f"Given as `{name}`.")
         raise
+
+
+def bare_entries(filter: Any) -> tuple[str | type, ...]:
+    """The tags and classes of a filter that is nothing but these; else none. They are
+    there to match something, where a predicate may well not."""
+    entries = cast("tuple[Any, ...]", (filter,))
+    if isinstance(filter, list | tuple):
+        entries = tuple(cast("list[Any]", filter))
+    is_bare = all(isinstance(entry, str | type) for entry in entries)
+    return entries if is_bare else ()
+
+
+def unmatched(
+    name: str,
+    entries: Iterable[str | type],
+    what: str,
+    tags: Iterable[str],
+    classes: Iterable[str],
+) -> str:
+    """What to say of a bare filter that matches nothing, and of what there is."""
+    wanted = " or ".join(
+        f"is tagged {short(entry)}"
+        if isinstance(entry, str)
+        else f"is a {entry.__name__}"
+        for entry in entries
+    )
+    known: list[str] = []
+    if any(isinstance(entry, str) for entry in entries):
+        shown_tags = ", ".join(map(short, sorted(set(tags))))
+        known.append(f"tags are {shown_tags}" if shown_tags else "none has a tag")
+    if any(isinstance(entry, type) for entry in entries):
+        known.append(f"there are {', '.join(dict.fromkeys(classes))}")
+    return f"`{name}` matches nothing: no {what} {wanted}; {'; '.join(known)}."
 
 
 def check_positive(value: Any, name: str, meaning: str) -> int:

@@ -103,9 +103,12 @@ def vmap_call_all_fns(
         that is applied to every node.
     - `args`: the positional arguments, a tuple; anything else is one argument.
     - `kwargs`: the keyword arguments; `None` for none.
-    - `axis_size`: the number of lanes, a positive integer. Required.
+    - `axis_size`: the number of lanes, a positive integer. `None`: as many as the
+        leaves have that `in_axes` maps, or as a `StateDelta` says that maps none;
+        without `in_axes` it is required.
     - `node_to_exclude`: a filter over nodes (see `chorax.filters`); those it keeps are
-        not called. The nodes inside them are.
+        not called. The nodes inside them are. A tag or a class that matches none is
+        warned of.
     - `state_tag`: a tag for the written leaves, which `delta.select` and filters find.
     - `fn_if_not_exist`: what to do about a node without that method: `"raise"`, skip
         it (`"pass"` or `"none"`), or skip it and `"warn"`.
@@ -113,7 +116,7 @@ def vmap_call_all_fns(
         lane. In each lane every node gets a key of its own, made from the lane's key
         and the node's path, as the parameter `key` of its method, if it has one.
     - `state_to_exclude`: a filter over leaves; those it keeps are written once for all
-        lanes, without a lane axis.
+        lanes, without a lane axis. A tag or a class that matches none is warned of.
     - `where`: a boolean array of shape `(axis_size,)`. Lanes where it is false keep
         what they had, each its own value of a leaf that `in_axes` maps, and all the
         same of one that they shared. A written leaf for which they had nothing (it was
@@ -245,6 +248,6 @@ def call_all_fns(
 
 def _run(given: dict[str, Any], has_lanes: bool) -> Any:
     target = given.pop("target")
-    request = check_request(given, has_lanes)
+    request = check_request(target, given, has_lanes)
     model, delta, aux = run_collective(target, request)
     return (model, delta, aux) if request.has_aux else (model, delta)

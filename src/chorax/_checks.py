@@ -3,31 +3,58 @@
 from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
 
-from ._arguments import check_filter, check_mask, check_positive
+import jax.tree_util as jtu
+
+from ._arguments import bare_entries, check_filter, check_mask, check_positive
+from ._axes import plain_axes, resolve_axes
+from ._holder import AxesHolder
 from ._kind import Lanes
+from ._lane_axes import agreed_count
 from ._request import IfNotExist, Request
 from ._show import short, shown
 from ._spread import check_sharding
 
 
+_FILTERS = ("node_to_exclude", "state_to_exclude")
 _LANES = ("axis_size", "axis_name", "spmd_axis_name", "chunk_size", "sharding")
 
 
-def check_request(options: Mapping[str, Any], has_lanes: bool) -> Request:
+def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> Request:
     """The arguments of a collective call as users give them, checked.
 
     `options` has all of them by name: what a signature says is said in no second place.
     """
     rest = dict(options)
     named = {name: rest.pop(name, None) for name in _LANES}
+    if has_lanes and rest["in_axes"] is not None:
+        named["axis_size"] = _size_of(target, rest["in_axes"], named["axis_size"])
     lanes = check_lanes(**named) if has_lanes else None
+    bare = {name: bare_entries(rest[name]) for name in _FILTERS}
     checked = {name: _CHECKS[name](rest.pop(name)) for name in _CHECKS}
-    for name in ("node_to_exclude", "state_to_exclude"):
+    for name in _FILTERS:
         checked[name] = check_filter(rest.pop(name), name)
     where = rest.pop("where", None)
     if lanes is not None and where is not None:
         checked["where"] = check_mask(where, lanes.size, "where")
-    return Request(lanes=lanes, **checked, **rest)
+    return Request(lanes=lanes, bare_filters=bare, **checked, **rest)
+
+
+def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
+    """The number of lanes: as given, or as the leaves that `in_axes` maps tell it;
+    where it maps none, as a delta does."""
+    told = in_axes.axis_size if isinstance(in_axes, AxesHolder) else None
+    if given is not None and told in (None, given):
+        return given
+    leaves, structure = jtu.tree_flatten(target)
+    axes = resolve_axes(target, plain_axes(in_axes), "in_axes")
+    size = agreed_count(leaves, structure, axes, "in_axes")
+    if given is not None and size is None:
+        raise ValueError(
+            f"`axis_size` is {short(given)}, but the `StateDelta` that was given as "
+            f"`in_axes` has {told} lanes. Leave `axis_size` out, or give the delta of "
+            "the call that made these lanes."
+        )
+    return told if size is None else size if given is None else given
 
 
 def check_function(fn_name: Any) -> str | Callable[..., Any]:

@@ -43,6 +43,11 @@ class Excludes:
         is_known = self.token is not None
         return is_known or self._ask(tuple(answers)) == tuple(answers.values())
 
+    def tags_asked(self) -> frozenset[str]:
+        """The tags of the arrays that it was asked about."""
+        asked = (self._tags.get(path, frozenset()) for path, _ in self.answers)
+        return self._own.union(*asked)
+
     def _ask(
         self, rows: Sequence[tuple[Path, jax.ShapeDtypeStruct]]
     ) -> tuple[bool, ...]:

@@ -89,4 +89,4 @@ def explain(
     asked = ("axis_size", "where", "in_axes", "args_in_axes", "kwargs_in_axes")
     names = ("chunk_size", "axis_name", "spmd_axis_name", "sharding")
     has_lanes = any(given[name] is not None for name in (*asked, *names))
-    return run_explanation(target, check_request(given, has_lanes))
+    return run_explanation(target, check_request(target, given, has_lanes))

@@ -7,12 +7,13 @@ putting the arrays in place.
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
 
+from ._arguments import unmatched
 from ._axes import Axes, check_leaf_lengths
 from ._excludes import Excludes
 from ._finish import (
@@ -135,6 +136,8 @@ def find_recipe(
         warn(selection.warnings)
         made = propose(walked, selection, request, axes, call, excludes, plain)
         plan, placed = made.plan, made.placed
+        warnings = tuple(_unmatched(excludes, request))
+        warn(warnings)
         lanes = request.lanes
         if lanes is not None and lanes.is_apart:
             spans = any(step.trace.computation.spans_devices for step in plan.steps)
@@ -150,7 +153,7 @@ def find_recipe(
             written_paths(plan, placed, walked),
             not same_structure(plan.structure, walked.structure),
             len(selection.methods),
-            selection.warnings,
+            (*selection.warnings, *warnings),
             {} if excludes is None else excludes.answers,
         )
 
@@ -198,11 +201,22 @@ def _token(
         request.lanes,
         methods,
         request.fn_if_not_exist,
+        tuple(request.bare_filters.items()),
         excluded,
         None if excludes is None else (excludes.token,),
         request.where is not None,
         request.state_tag,
     )
+
+
+def _unmatched(excludes: Excludes | None, request: Request) -> Iterator[str]:
+    """What to say where no written leaf matches `state_to_exclude`."""
+    entries = request.bare_filters["state_to_exclude"]
+    if excludes is None or not excludes.answers or any(excludes.answers.values()):
+        return
+    if entries:
+        what, tags = "written leaf", excludes.tags_asked()
+        yield unmatched("state_to_exclude", entries, what, tags, ["arrays"])
 
 
 def _leaf_token(x: Any) -> Hashable:

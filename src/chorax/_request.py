@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast, Literal, TypeAlias
 
 import jax
@@ -46,6 +46,8 @@ class Request:
     state_tag: str | None
     fn_if_not_exist: IfNotExist
     has_aux: bool
+    # Of filters that are nothing but tags and classes, these.
+    bare_filters: Mapping[str, tuple[str | type, ...]]
     where: jax.Array | None = None
     in_axes: Any = None
     args_in_axes: Any = None

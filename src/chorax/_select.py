@@ -1,8 +1,10 @@
 """Which nodes a collective call is about, and what it calls on them."""
 
 import dataclasses
-from collections.abc import Mapping, Set as AbstractSet
+from collections.abc import Iterator, Mapping, Set as AbstractSet
+from typing import Any, cast
 
+from ._arguments import unmatched
 from ._methods import decide_key, find_method, Method, read_signature
 from ._nodes import Walked
 from ._places import dotted, place
@@ -44,7 +46,7 @@ def select_nodes(
     has_key = request.key is not None
     arguments, kwargs = request.arguments, request.kwargs
     methods: dict[int, Method] = {}
-    warnings: list[str] = []
+    warnings = list(_unmatched(walked, request, excluded))
     shared = None
     if not isinstance(request.fn_name, str):
         signature = read_signature(request.fn_name, bound=False)
@@ -76,6 +78,24 @@ def select_nodes(
     if request.has_aux:
         _check_names(walked, methods)
     return Selection(methods, tuple(warnings))
+
+
+def _unmatched(
+    walked: Walked, request: Request, excluded: AbstractSet[int]
+) -> Iterator[str]:
+    """What to say where no node matches `node_to_exclude`."""
+    entries = request.bare_filters["node_to_exclude"]
+    if excluded or not entries:
+        return
+    modules = [node.module for node in walked.nodes]
+    known: list[str] = []
+    for module in modules:
+        tag: Any = getattr(module, "tag", None)
+        known += [tag] if isinstance(tag, str) else []
+        if isinstance(tag, list | tuple | set | frozenset):
+            known += map(str, cast("list[Any]", tag))
+    classes = [type(module).__name__ for module in modules]
+    yield unmatched("node_to_exclude", entries, "node", known, classes)
 
 
 def _check_names(walked: Walked, methods: Mapping[int, Method]) -> None:

@@ -272,8 +272,7 @@ def vmap_reset_all_states(
     ...         return chorax.replace(self, v=self.v * 0)
     >>> net, delta = chorax.vmap_init_all_states(Neuron(), axis_size=3)
     >>> done = jnp.array([False, True, False])
-    >>> net, _ = chorax.vmap_reset_all_states(
-    ...     net, axis_size=3, in_axes=delta, where=done)
+    >>> net, _ = chorax.vmap_reset_all_states(net, in_axes=delta, where=done)
     >>> net.v.tolist()
     [1.0, 0.0, 1.0]
 

@@ -1,0 +1,204 @@
+"""Where a call may well do something else than was meant, it says so."""
+
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chorax import (
+    explain,
+    lanes,
+    replace,
+    vmap_call_all_fns,
+    vmap_init_all_states,
+    vmap_reset_all_states,
+)
+from chorax.filters import OfType, WithTag
+
+
+class Cell(eqx.Module):
+    w: jax.Array
+    v: Any = None
+    tag: Any = eqx.field(default=None, static=True)
+
+    def init_state(self):
+        return replace(self, v=jnp.ones_like(self.w))
+
+    def reset_state(self):
+        return replace(self, v=self.v * 0)
+
+
+def net(**options):
+    return [Cell(jnp.ones(3), **options), Cell(jnp.ones(2), **options)]
+
+
+# How many lanes there are, where `in_axes` says it.
+
+
+def made(size=4, **options):
+    return vmap_init_all_states(net(), axis_size=size, **options)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_mapped_leaves_tell_how_many_lanes_there_are(jit):
+    batched, delta = made()
+    done = jnp.array([True, False, False, True])
+
+    def reset(batched, done, **options):
+        return vmap_reset_all_states(batched, in_axes=delta, where=done, **options)[0]
+
+    run = eqx.filter_jit(reset) if jit else reset
+    new = run(batched, done)
+    assert eqx.tree_equal(new, run(batched, done, axis_size=4))
+    assert new[0].v.sum(1).tolist() == [0, 3, 3, 0]
+
+
+@pytest.mark.parametrize("axes", ["delta", "tree", "last"])
+def test_every_form_of_in_axes_tells_it(axes):
+    batched, delta = made()
+    in_axes: Any = {"delta": delta, "tree": delta.in_axes, "last": None}[axes]
+    if axes == "last":
+        in_axes = jax.tree_util.tree_map(lambda _: -1, delta.in_axes)
+        batched = [replace(cell, v=cell.v.T) for cell in batched]
+    new, after = vmap_call_all_fns(batched, "reset_state", in_axes=in_axes)
+    assert after.axis_size == 4
+    assert new[0].v.shape == (4, 3)
+    told = explain(batched, "reset_state", in_axes=in_axes)
+    assert told.axis_size == 4
+
+
+def test_leaves_decide_before_a_delta_does():
+    batched, delta = made()
+    two = lanes.take(batched, delta, [0, 2])
+    _, after = vmap_reset_all_states(two, in_axes=delta)
+    assert after.axis_size == 2
+
+
+def test_a_delta_decides_where_it_maps_no_leaf():
+    shared, delta = made(state_to_exclude=True)
+    assert shared[0].v.shape == (3,)
+    new, after = vmap_reset_all_states(shared, in_axes=delta)
+    assert after.axis_size == 4
+    assert new[0].v.shape == (4, 3)
+    text = (
+        "`axis_size` is 5, but the `StateDelta` that was given as `in_axes` has 4 "
+        "lanes. Leave `axis_size` out, or give the delta of the call that made these "
+        "lanes."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        vmap_reset_all_states(shared, in_axes=delta, axis_size=5)
+
+
+def test_given_and_different():
+    batched, delta = made()
+    text = (
+        "`in_axes` maps `0.v` along axis 0, which must be `axis_size` = 5 long, but it "
+        "has 4 there"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        vmap_reset_all_states(batched, in_axes=delta, axis_size=5)
+    same, _ = vmap_reset_all_states(batched, in_axes=delta, axis_size=np.int64(4))
+    assert same[0].v.shape == (4, 3)
+
+
+def test_nothing_else_tells_it(key):
+    batched, _ = made()
+    _, plain = vmap_call_all_fns(net(), "init_state", axis_size=1)
+    assert plain.axis_size == 1
+    unbatched = jax.tree_util.tree_map(lambda _: None, batched)
+    keys = jax.random.split(key, 4)
+    for options in ({}, {"in_axes": unbatched}, {"key": keys}):
+        with pytest.raises(ValueError, match="the number of lanes, but it is missing"):
+            vmap_reset_all_states(batched, **options)
+
+
+# Tags and classes that match nothing.
+
+
+def silent(**options):
+    return vmap_call_all_fns(
+        net(tag=("in", "out")), "init_state", axis_size=2, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("filter", "text"),
+    [
+        (eqx.nn.Dropout, "no node is a Dropout; there are Cell."),
+        ("inn", "no node is tagged 'inn'; tags are 'in', 'out'."),
+        (
+            ["inn", eqx.nn.Dropout],
+            "no node is tagged 'inn' or is a Dropout; tags are 'in', 'out'; there are "
+            "Cell.",
+        ),
+        ((eqx.nn.MLP,), "no node is a MLP; there are Cell."),
+    ],
+)
+def test_a_filter_of_nodes_that_matches_nothing(filter, text):
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match=re.escape(f"`node_to_exclude` matches nothing: {text}")
+        ):
+            silent(node_to_exclude=filter)
+
+
+def test_nodes_without_a_tag():
+    text = "`node_to_exclude` matches nothing: no node is tagged 'a'; none has a tag."
+    with pytest.warns(UserWarning, match=re.escape(text)):
+        vmap_call_all_fns(net(), "init_state", axis_size=2, node_to_exclude="a")
+
+
+@pytest.mark.parametrize(
+    ("filter", "options", "text"),
+    [
+        ("hyperr", {"state_tag": "hyper"}, "is tagged 'hyperr'; tags are 'hyper'."),
+        ("hyperr", {}, "is tagged 'hyperr'; none has a tag."),
+        (np.ndarray, {}, "is a ndarray; there are arrays."),
+    ],
+)
+def test_a_filter_of_leaves_that_matches_nothing(filter, options, text):
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning,
+            match=re.escape(
+                f"`state_to_exclude` matches nothing: no written leaf {text}"
+            ),
+        ):
+            silent(state_to_exclude=filter, **options)
+
+
+def test_tags_of_the_delta_are_told():
+    batched, delta = made(state_tag="old")
+    text = "no written leaf is tagged 'odl'; tags are 'new', 'old'."
+    with pytest.warns(UserWarning, match=re.escape(text)):
+        vmap_reset_all_states(
+            batched, in_axes=delta, state_tag="new", state_to_exclude="odl"
+        )
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        None,
+        False,
+        [],
+        lambda x: False,
+        OfType(eqx.nn.Dropout),
+        WithTag("a"),
+        ~WithTag("a") & False,
+        [eqx.nn.Dropout, lambda x: False],
+    ],
+)
+def test_what_may_match_nothing(filter):
+    silent(node_to_exclude=filter)
+    silent(state_to_exclude=filter)
+
+
+def test_one_of_several_that_matches():
+    with pytest.warns(UserWarning, match="wrote nothing at all"):
+        silent(node_to_exclude=[eqx.nn.Dropout, Cell])
+    silent(state_to_exclude=["a", "b"], state_tag="b")

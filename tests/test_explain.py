@@ -65,7 +65,15 @@ def test_the_table(key):
         "\n"
         "1 node skipped\n"
         "node  class      why\n"
-        "norm  LayerNorm  has no method `init_state`"
+        "norm  LayerNorm  has no method `init_state`\n"
+        "\n"
+        "5 arrays shared by all lanes: no call writes them\n"
+        "path                  type     shape  bytes\n"
+        "cells.below.0.weight  float32  (3,)    12 B\n"
+        "cells.below.1.weight  float32  (3,)    12 B\n"
+        "norm.weight           float32  (3,)    12 B\n"
+        "norm.bias             float32  (3,)    12 B\n"
+        "other.weight          float32  (4,)    16 B"
     )
 
 
@@ -73,7 +81,7 @@ def test_the_table(key):
 def test_equal_rows_are_folded(key):
     found = explain(net(1000), "init_state", axis_size=8, key=key, **OPTIONS)
     lines = repr(found).splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 16
     assert lines[0].startswith("`init_state` in 8 lanes: 1002 calls of 3 kinds in 2")
     assert lines[2].startswith("cells.below.{0..999} (1000)  Neuron  1     1     v")
     assert lines[2].endswith("None    float32 (8 lanes, 3)  93.8 KiB")
@@ -310,8 +318,14 @@ def test_layers_without_a_rule_are_told(key):
         ("Linear", True),
         ("Mine", False),
     ]
-    last = repr(found).splitlines()[-1].split()
-    assert last == ["()", "Mine", "2", "-", "nothing:", "no", "rule"]
+    [row] = [line for line in repr(found).splitlines() if line.startswith("()")]
+    cells = ["()", "Mine", "2", "-", "no rule for Mine, holds 1 array"]
+    assert re.split("  +", row.strip()) == cells
+    assert repr(found).splitlines()[-1].split() == ["w", "float32", "(2,)", "8", "B"]
+    assert [path for path, _ in found.shared] == [("w",)]
+    drop = explain([eqx.nn.Dropout()], chorax.reset_parameters, axis_size=3, key=key)
+    assert "nothing to draw" in repr(drop)
+    assert drop.shared == ()
     other = explain(net, lambda node: node)
     assert all(call.has_rule for call in other.calls)
     assert "no rule" not in repr(other)

@@ -36,7 +36,7 @@ PACKAGE_OF = {
         "_annotations": "_containers _fits _hints _misfits _widened",
         "_layers": "_redraw _reset",
         "_plan": (
-            "_computation _constants _excludes _finish _kind _lane _levels "
+            "_computation _constants _excludes _finish _kept _kind _lane _levels "
             "_methods _order _over_lanes _recipe _request _schedule _select _trace "
             "_work"
         ),

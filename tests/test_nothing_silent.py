@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import chorax
 from chorax import (
     explain,
     lanes,
     replace,
+    reset_parameters,
     vmap_call_all_fns,
     vmap_init_all_states,
     vmap_reset_all_states,
@@ -111,7 +113,8 @@ def test_nothing_else_tells_it(key):
     assert plain.axis_size == 1
     unbatched = jax.tree_util.tree_map(lambda _: None, batched)
     keys = jax.random.split(key, 4)
-    for options in ({}, {"in_axes": unbatched}, {"key": keys}):
+    every: list[dict[str, Any]] = [{}, {"in_axes": unbatched}, {"key": keys}]
+    for options in every:
         with pytest.raises(ValueError, match="the number of lanes, but it is missing"):
             vmap_reset_all_states(batched, **options)
 
@@ -202,3 +205,94 @@ def test_one_of_several_that_matches():
     with pytest.warns(UserWarning, match="wrote nothing at all"):
         silent(node_to_exclude=[eqx.nn.Dropout, Cell])
     silent(state_to_exclude=["a", "b"], state_tag="b")
+
+
+# Parameters that stay the same in all lanes, for want of a rule.
+
+
+def draw(model, key, **options):
+    return vmap_call_all_fns(model, reset_parameters, axis_size=2, key=key, **options)
+
+
+def kept_text(found, paths, classes, first):
+    return (
+        f"`reset_parameters` left {found} as they were: {paths}. There is no rule for "
+        f"{classes}. Register one with `@chorax.reset_parameters.register({first})`; "
+        "one that returns the node unchanged says that its arrays are to stay. Or "
+        "leave the nodes out with `node_to_exclude`, or build the members with their "
+        "constructor under `eqx.filter_vmap`."
+    )
+
+
+@pytest.mark.slow
+def test_a_transformer_that_others_wrote(key):
+    models: Any = pytest.importorskip("equimo.models")
+    options: Any = {"img_size": 8, "in_channels": 1, "dim": 8, "patch_size": 4}
+    options |= {"num_heads": [1], "depths": [1], "num_classes": 2, "init_values": 1e-4}
+    model = models.VisionTransformer(**options, key=key)
+    text = kept_text(
+        "5 arrays (384 B)",
+        "`global_pos_embed.weight`, `blocks.0.blocks.0.ls1.gamma`, "
+        "`blocks.0.blocks.0.ls2.gamma` and 2 more",
+        "LearnedPosEmbed, LayerScale, VisionTransformer",
+        "LearnedPosEmbed",
+    )
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f"^{re.escape(text)}$"):
+            draw(model, key)
+    found = repr(explain(model, reset_parameters, axis_size=2, key=key))
+    assert "no rule for VisionTransformer, holds 2 arrays" in found
+    assert "5 arrays shared by all lanes: no call writes them" in found
+    without = [type(model), type(model.global_pos_embed)]
+    without.append(type(model.blocks[0].blocks[0].ls1))
+    draw(model, key, node_to_exclude=without)
+
+
+@pytest.mark.slow
+def test_data_that_others_hold(key):
+    diffrax: Any = pytest.importorskip("diffrax")
+    data = diffrax.LinearInterpolation(jnp.arange(3.0), jnp.ones((3, 2)))
+    model = {"data": data, "layer": eqx.nn.Linear(2, 2, key=key)}
+    text = kept_text(
+        "2 arrays (36 B)",
+        "`data.ts`, `data.ys`",
+        "LinearInterpolation",
+        "LinearInterpolation",
+    )
+    with pytest.warns(UserWarning, match=re.escape(text)):
+        draw(model, key)
+
+
+def test_arrays_without_a_rule(key):
+    class Scale(eqx.Module):
+        gain: jax.Array
+        layer: eqx.nn.Linear
+
+    model = Scale(jnp.ones(3), eqx.nn.Linear(2, 3, key=key))
+    text = kept_text("1 array (12 B)", "`gain`", "Scale", "Scale")
+    with pytest.warns(UserWarning, match=re.escape(text)):
+        new, _ = draw(model, key)
+    assert new.gain is model.gain
+    with pytest.warns(UserWarning, match=re.escape(text)):
+        chorax.call_all_fns(model, reset_parameters, key=key)
+    # What is left out, or has a value in each lane, is meant to be as it is.
+    draw(model, key, node_to_exclude=Scale)
+    many = replace(model, gain=jnp.ones((2, 3)))
+    draw(many, key, in_axes=lambda x: 0 if x.shape == (2, 3) else None)
+
+    def keep(node, *, key):
+        return node
+
+    reset_parameters.register(Scale, keep)
+    draw(model, key)
+
+
+def test_what_is_no_parameter(key):
+    class Holder(eqx.Module):
+        count: jax.Array
+        layer: Any
+        norm: Any
+
+    norm, _ = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "lanes", mode="batch")
+    draw(Holder(jnp.arange(3), eqx.nn.Linear(2, 2, key=key), norm), key)
+    vmap_call_all_fns(net(), lambda node: replace(node, v=jnp.ones(1)), axis_size=2)

@@ -121,9 +121,10 @@ def test_other_modules_come_back_unchanged():
     mine = Mine(jnp.ones(2))
     assert chorax.reset_parameters(mine, key=jax.random.key(0)) is mine
     model = {"mine": mine, "linear": eqx.nn.Linear(1, 1, key=jax.random.key(0))}
-    fresh, delta = chorax.vmap_call_all_fns(
-        model, chorax.reset_parameters, axis_size=2, key=jax.random.key(1)
-    )
+    with pytest.warns(UserWarning, match="left 1 array .* `mine.w`"):
+        fresh, delta = chorax.vmap_call_all_fns(
+            model, chorax.reset_parameters, axis_size=2, key=jax.random.key(1)
+        )
     assert delta.paths == ("linear.weight", "linear.bias")
     assert fresh["mine"].w is mine.w
 

@@ -96,7 +96,8 @@ def test_subclasses_with_a_constructor_of_their_own_are_left_alone(kind, key):
     assert reset_parameters.dispatch(kind) is default
     model = [layer, eqx.nn.Linear(2, 3, key=key)]
     options: Any = {"axis_size": 2, "key": key}
-    fresh, delta = chorax.vmap_call_all_fns(model, reset_parameters, **options)
+    with pytest.warns(UserWarning, match=f"There is no rule for {kind.__name__}"):
+        fresh, delta = chorax.vmap_call_all_fns(model, reset_parameters, **options)
     assert delta.paths == ("1.weight", "1.bias")
     assert fresh[0].weight is layer.weight
     found = chorax.explain(model, reset_parameters, **options)

@@ -54,7 +54,8 @@ def explain(
 
     Which nodes are called, in which order; how they fall into kinds, each of which is
     traced once, and into waves, that run one after the other; which nodes are skipped
-    and why; and what each writes, with shapes before and after and the bytes it takes.
+    and why; what each writes, with shapes before and after and the bytes it takes; and
+    which inexact arrays stay the same in all lanes.
     Methods are traced, as the call itself would, and nothing is computed: it takes
     models of any size. The idea is that of `EXPLAIN` in SQL.
 
@@ -81,6 +82,10 @@ def explain(
     `init_state` in 32 lanes: 8 calls of 1 kind in 1 wave, 8 written leaves, 3.0 KiB
     node        class   kind  wave  writes  before  after                    bytes
     {0..7} (8)  Neuron  1     1     v       None    float32 (32 lanes, 3)  3.0 KiB
+    <BLANKLINE>
+    8 arrays shared by all lanes: no call writes them
+    path               type     shape  bytes
+    {0..7}.weight (8)  float32  (3,)    96 B
 
     ```
     """

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 
 from ._axes import Axes
 from ._finish import is_same, Placed
+from ._kept import has_rule, kept_arrays
 from ._keys import lane_keys
 from ._kind import ArraySpec
 from ._nodes import Node, walk_nodes
@@ -53,7 +54,8 @@ class NodeCall:
     of one `wave`, from 1, read nothing of each other. `wave` is `None` where nothing is
     left to compute: the call makes no new array, or others overwrite what it makes.
     `has_rule` is false where a function that goes by class, as `reset_parameters` does,
-    has no rule for this one.
+    has no rule for this one. `holds` is how many arrays, inexact and directly in the
+    node, are left as they were, the same in all lanes.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class NodeCall:
     wave: int | None
     writes: tuple[LeafChange, ...]
     has_rule: bool = True
+    holds: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +84,10 @@ class Explanation:
     `class_name`, `kind`, `wave` and `writes` (leaves with `path`, `before` and
     `after`); `skipped` are the others, each with its `reason`. `paths` are the dotted
     paths of the leaves that are written in the end, and `bytes` their size in all
-    lanes, which are divided among `devices` where there is a `sharding`. It prints as a
-    table, in a notebook too; rows that differ in the indices of their path alone are
-    folded into the first.
+    lanes, which are divided among `devices` where there is a `sharding`. `shared` are
+    the inexact arrays that stay the same in all lanes, by path. It prints as a table,
+    in a notebook too; rows that differ in the indices of their path alone are folded
+    into the first.
     """
 
     label: str
@@ -93,6 +97,7 @@ class Explanation:
     paths: tuple[str, ...]
     bytes: int
     devices: int | None = None
+    shared: tuple[tuple[Path, jax.ShapeDtypeStruct], ...] = ()
 
     @property
     def kinds(self) -> int:
@@ -130,13 +135,20 @@ class Explanation:
             )
             head = ("node", "class", "why")
             yield Table(f"{counted(len(rows), 'node')} skipped", head, rows)
+        if self.shared:
+            rows = tuple(
+                Row(path, value_cells(struct, None), size_of(struct))
+                for path, struct in self.shared
+            )
+            count = counted(len(rows), "array")
+            title = f"{count} shared by all lanes: no call writes them"
+            yield Table(title, ("path", "type", "shape", "bytes"), rows)
 
     def _rows(self) -> Iterator[Row]:
         for call in self.calls:
             own = call.class_name, str(call.kind), str(call.wave or "-")
             if not call.writes:
-                nothing = "nothing" if call.has_rule else "nothing: no rule"
-                yield Row(call.path, (*own, nothing, "", ""))
+                yield Row(call.path, (*own, _nothing(call), "", ""))
             for leaf in call.writes:
                 name = dotted(leaf.path[len(call.path) :]) or "()"
                 before = _cell(leaf.before, leaf.before_axis)
@@ -160,7 +172,8 @@ def _explain(target: Any, request: Request) -> Explanation:
     excludes = excluded_leaves(request)
     selection = select(walked, request, axes, excluded)
     made = propose(walked, selection, request, axes, call, excludes)
-    reader = _Reader(made.plan, made.placed, axes, request)
+    kept = kept_arrays(made.plan, made.placed, axes, walked)
+    reader = _Reader(made.plan, made.placed, axes, kept, request)
     sharding = None if request.lanes is None else request.lanes.sharding
     skipped = [
         _skipped(node, index in excluded, request.label)
@@ -175,6 +188,7 @@ def _explain(target: Any, request: Request) -> Explanation:
         tuple(dotted(leaf.path) for leaf in made.placed if leaf.written),
         reader.bytes(),
         sharding.parts if sharding is not None else None,
+        tuple(row for rows in kept.values() for row in rows) if request.lanes else (),
     )
 
 
@@ -187,9 +201,15 @@ class _Reader:
     """Reads a plan in words of shapes."""
 
     def __init__(
-        self, plan: Plan, placed: Sequence[Placed], axes: Axes, request: Request
+        self,
+        plan: Plan,
+        placed: Sequence[Placed],
+        axes: Axes,
+        kept: Mapping[Path, Sequence[Any]],
+        request: Request,
     ) -> None:
         self._plan = plan
+        self._kept = kept
         self._axes = axes
         self._size = request.size
         self._function = request.fn_name
@@ -211,8 +231,8 @@ class _Reader:
             kind = kinds.setdefault(id(visit.done.outcome), len(kinds) + 1)
             writes = tuple(self._changes(visit))
             name = type(node).__name__
-            wave, has_rule = self._wave.get(path), _has_rule(self._function, node)
-            yield NodeCall(path, name, kind, wave, writes, has_rule)
+            rest = has_rule(self._function, node), len(self._kept.get(path, ()))
+            yield NodeCall(path, name, kind, self._wave.get(path), writes, *rest)
 
     def bytes(self) -> int:
         """The size of all that is written in the end."""
@@ -255,14 +275,12 @@ class _Reader:
         return jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype), axis
 
 
-def _has_rule(function: Any, node: Any) -> bool:
-    """Whether a `functools.singledispatch` function does more than by default."""
-    dispatch = getattr(function, "dispatch", None)
-    registry = getattr(function, "registry", None)
-    if not callable(dispatch) or not isinstance(registry, Mapping):
-        return True
-    default = cast("Mapping[Any, Any]", registry).get(object)
-    return dispatch(type(node)) is not default
+def _nothing(call: NodeCall) -> str:
+    if call.has_rule:
+        return "nothing"
+    if not call.holds:
+        return "nothing to draw"
+    return f"no rule for {call.class_name}, holds {counted(call.holds, 'array')}"
 
 
 def _by_path(structure: jtu.PyTreeDef, names: Sequence[int]) -> Mapping[Path, int]:

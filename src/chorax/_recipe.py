@@ -24,6 +24,7 @@ from ._finish import (
     Sources,
     written_paths,
 )
+from ._kept import kept_parameters
 from ._kind import ArraySpec, Call, Lanes, place_of, spec_of, StaticSpec
 from ._memo import Cell, recipe_cell, surroundings
 from ._methods import definition_token
@@ -32,6 +33,7 @@ from ._paths import same_structure
 from ._places import Path
 from ._plan import make_plan, Plain, Plan, Visit
 from ._request import excluded_leaves, Request
+from ._reset import reset_parameters
 from ._select import excluded_nodes, select_nodes, Selection
 from ._warn import warn
 
@@ -137,6 +139,9 @@ def find_recipe(
         made = propose(walked, selection, request, axes, call, excludes, plain)
         plan, placed = made.plan, made.placed
         warnings = tuple(_unmatched(excludes, request))
+        if request.fn_name is reset_parameters:
+            called = selection.methods
+            warnings += tuple(kept_parameters(plan, placed, axes, walked, called))
         warn(warnings)
         lanes = request.lanes
         if lanes is not None and lanes.is_apart:

@@ -78,8 +78,10 @@ def reset_parameters(node: M, *, key: jax.Array) -> M:
     a rule for another class. It holds for subclasses that inherit the class's
     `__init__`, and for those from the same top-level package; one for a class that
     constructs nothing itself, as `eqx.Module` or an abstract one, holds for all.
-    Modules without a rule come back unchanged, and so does a layer that a field keeps
-    under `eqx.filter_jit`, where it is loose leaves and no module. Where modules are
+    Modules without a rule come back unchanged, and a collective call warns of inexact
+    arrays that they hold; a rule that returns its node says that these are to stay. A
+    layer that a field keeps under `eqx.filter_jit` is loose leaves there and no module,
+    and comes back unchanged too. Where modules are
     nested, the outer one's rule is called last and has the last word: `MLP` and
     `MultiheadAttention` draw the layers that their constructors would make, while
     `WeightNorm` and `SpectralNorm` go by the layer that they were given.

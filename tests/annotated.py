@@ -178,7 +178,12 @@ ANNOTATIONS: dict[str, tuple[Any, list[Any], list[Any]]] = {
         [{"a": f(3), "b": f(4)}, {"a": 1.0}],
     ),
     "tree of any": (PyTree[Float[Array, "?n"], "T"], [{"a": f(3), "b": f(4)}], [i(3)]),
-    "tree of either": (PyTree[Float[Array, "3"] | float], [[f(3), 1.0]], [[f(4)]]),
+    "tree of pairs": (
+        PyTree[tuple[Float[Array, "?n"], Int[Array, "?n"]], "T"],
+        [{"a": (f(3), i(3)), "b": (f(4), i(4))}],
+        [{"a": (f(3), i(4))}, {"a": f(3)}],
+    ),
+    "tree of either": (PyTree[Float[Array, "3"] | float], [[f(3), 1.0, 1]], [[f(4)]]),
     "list of trees": (list[PyTree[Int[Array, "3"]]], [[{"a": i(3)}]], [[{"a": f(3)}]]),
     "record": (
         Record,
@@ -322,7 +327,7 @@ MODULES: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
     ),
     "one structure": (
         Structured,
-        [{"v": [f(3), f(4)], "w": [f(3), f(4)]}],
+        [{"v": [f(3), f(4)], "w": [f(3), f(4)]}, {"v": None, "w": [f(3)]}],
         [{"v": [f(3), f(4)], "w": [f(4), f(4)]}, {"v": [f(3)], "w": (f(3),)}],
     ),
     "generic base": (OfVectors, [{"item": f(3)}], [{"item": f(4)}]),

@@ -1,13 +1,11 @@
 """Collective calls over the modules of an Equinox model, in many lanes at once."""
 
 from . import filters as filters, lanes as lanes
-from ._annotations import (
-    AnnotationError as AnnotationError,
-    check_annotations as check_annotations,
-)
+from ._annotations import AnnotationError as AnnotationError
 from ._apply import apply_delta as apply_delta, diff as diff
 from ._assign import assign_state_values as assign_state_values
 from ._call import call_all_fns as call_all_fns, vmap_call_all_fns as vmap_call_all_fns
+from ._check_annotations import check_annotations as check_annotations
 from ._delta import StateDelta as StateDelta
 from ._explain import explain as explain
 from ._explanation import Explanation as Explanation

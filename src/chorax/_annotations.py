@@ -1,37 +1,20 @@
-"""Checking modules against the shapes and dtypes that their authors annotated."""
+"""One module against its annotations, and what is said where it does not fit."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
-import numpy as np
 
-from ._axes import plain_axes, resolve_axes
-from ._draft import Ref
-from ._fits import Misfit, Scope
+from ._fits import check_fields, Misfit
 from ._hints import hinted_fields
-from ._kind import (
-    ArraySpec,
-    Call,
-    Constant,
-    innermost,
-    Kept,
-    Kind,
-    New,
-    Origin,
-    Outcome,
-    Spec,
-    spec_of,
-    StaticSpec,
-)
-from ._lane_axes import agreed_count
-from ._levels import in_levels, levels_of
-from ._memo import Cell, exact_structure, kind_cell
-from ._misfits import misfit_message, Sight
-from ._nodes import walk_nodes
-from ._places import Path
-from ._show import named
+from ._memo import Cell, exact_structure, fingerprint, kind_cell
+from ._names import narrowed
+from ._paths import walk
+from ._places import dotted, Path, place
+from ._show import short, with_article
 
 
 class AnnotationError(TypeError):
@@ -41,171 +24,143 @@ class AnnotationError(TypeError):
     """
 
 
-_BATCHED = "say so by `in_axes`"
-_UNBATCHED = "call `vmap_call_all_fns` with `in_axes`"
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """An array as one lane sees it.
 
-
-def check_annotations(model: Any, in_axes: Any = None) -> None:
-    """Checks every module of a model against its jaxtyping annotations.
-
-    What each collective call does for the modules that it calls: every field annotated
-    as `Float[Array, "n"]` and the like, also inside unions, containers and generic
-    classes, has to fit, and a name of a dimension has one size across the fields of a
-    module. Nothing is computed. An annotation that can't be resolved is skipped, and
-    what a lane sees of a NumPy array is an array like any other.
-
-    **Arguments:**
-
-    - `model`: a module, or any PyTree of modules.
-    - `in_axes`: which leaves have a lane axis, as in `vmap_call_all_fns`; those are
-        checked as one lane sees them. `None`: none has.
-
-    **Raises:** `AnnotationError` for the first field that does not fit, children before
-    parents; `ValueError` if there is no module, or if lanes disagree.
-
-    ```python
-    >>> import chorax, equinox as eqx, jax.numpy as jnp
-    >>> from jaxtyping import Array, Float
-    >>> class Neuron(eqx.Module):
-    ...     v: Float[Array, "n"]
-    ...     w: Float[Array, "n n"]
-    >>> chorax.check_annotations(Neuron(jnp.zeros(3), jnp.zeros((3, 3))))
-    >>> batched = Neuron(jnp.zeros((8, 3)), jnp.zeros((3, 3)))
-    >>> chorax.check_annotations(batched, in_axes=Neuron(0, None))
-
-    ```
+    `host` is the type of a NumPy scalar, and the dtype of a NumPy array that JAX would
+    change.
     """
-    walked = walk_nodes(model)
-    if not walked.nodes:
-        raise ValueError(
-            "There is nothing to check: the model has no `eqx.Module` in it, but is "
-            f"{named(model)}."
-        )
-    axes = resolve_axes(model, plain_axes(in_axes), "in_axes")
-    size = agreed_count(walked.leaves, walked.structure, axes, "in_axes")
-    specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
-    sight = Sight("", size, _BATCHED)
-    draft = walked.draft()
-    for node in walked.nodes:
-        slot, _ = draft.find(node.path)
-        refs, structure = jtu.tree_flatten(slot.current())
-        own = [specs[cast(Ref, ref).name] for ref in refs]
-        seen = in_levels(own, levels_of(draft, node, structure, specs))
-        check_node_once(structure, seen, node.path, sight)
+
+    struct: jax.ShapeDtypeStruct
+    host: Any = None
+
+    def without_axes(self, count: int) -> "Seen":
+        """The same without some leading axes."""
+        shape, dtype = self.struct.shape[count:], self.struct.dtype
+        return Seen(jax.ShapeDtypeStruct(shape, dtype), self.host)
+
+    def stand_in(self, array: jax.Array) -> Any:
+        """What the owner of the leaf has there, given what a lane has."""
+        if self.host is None:
+            return array
+        is_scalar = isinstance(self.host, type)
+        return self.host() if is_scalar else narrowed(self.host, array.shape)
 
 
-def check_result(
-    kind: Kind,
-    call: Call,
-    outcome: Outcome,
-    outputs: Sequence[jax.ShapeDtypeStruct],
-    path: Path,
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """How a module came to be looked at, for messages.
+
+    `size` is the number of lanes, where there are lanes; `cure` says how to declare a
+    lane axis that was not declared; `after` names the call that the module comes from.
+    `admits_stacks` lets a stack of modules pass, as `eqx.filter_vmap` builds it, all of
+    whose arrays have the same leading axes, if each module of the stack would pass.
+    """
+
+    size: int | None
+    cure: str
+    after: Callable[[], str] = str
+    admits_stacks: bool = False
+
+
+def check_module(
+    structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, sight: Sight
 ) -> None:
-    """Checks a module that a call has returned, given its new arrays."""
+    """Checks a module, unless one of its kind was found to fit before.
 
-    def spec(origin: Origin) -> Spec:
-        match origin:
-            case Kept(index):
-                return kind.specs[index]
-            case New(index):
-                return ArraySpec(outputs[index], False)
-            case Constant(value):
-                return StaticSpec(value)
-
-    specs = [spec(origin) for origin in outcome.origins]
-    if outcome.levels:
-        pairs = zip(specs, outcome.levels, strict=True)
-        specs = [innermost(each, axes) for each, axes in pairs]
-    sight = sight_after(call, f" after `{call.label}`")
-    check_node(outcome.structure, specs, path, sight)
-
-
-def sight_after(call: Call, after: str) -> Sight:
-    """How a module that a collective call has changed is looked at."""
-    if call.lanes is None:
-        return Sight(after, None, _UNBATCHED, call.admits_stacks)
-    return Sight(after, call.lanes.size, _BATCHED, call.admits_stacks)
-
-
-def check_node(
-    structure: jtu.PyTreeDef, specs: Sequence[Spec], path: Path, sight: Sight
-) -> None:
-    """Checks one module, given as one lane sees its leaves."""
-    message = _misfit_of(structure, specs, path, sight)
-    if message is None:
-        return
-    if sight.admits_stacks:
-        each = (_misfit_of(structure, part, path, sight) for part in _slices(specs))
-        if any(found is None for found in each):
-            return
-    raise AnnotationError(message)
-
-
-def _misfit_of(
-    structure: jtu.PyTreeDef, specs: Sequence[Spec], path: Path, sight: Sight
-) -> str | None:
-    """What to say of the first field that does not fit; `None` if all do."""
-    data = structure.node_data()
-    fields = [] if data is None else hinted_fields(data[0])
-    found: list[str] = []
-
-    def look(*arrays: Any) -> None:
-        rest = iter(arrays)
-        leaves: list[Any] = []
-        twins: dict[int, Any] = {}
-        for spec in specs:
-            leaf = next(rest) if isinstance(spec, ArraySpec) else spec.value
-            if isinstance(spec, ArraySpec) and spec.host is not None:
-                twin, leaf = leaf, _on_host(spec)
-                twins[id(leaf)] = twin
-            leaves.append(leaf)
-        node = jtu.tree_unflatten(structure, leaves)
-        try:
-            Scope(node, fields, twins).bind()
-        except Misfit as misfit:
-            found.append(misfit_message(node, path, misfit, sight))
-
-    if fields:
-        jax.eval_shape(look, *[s.struct for s in specs if isinstance(s, ArraySpec)])
-    return found[0] if found else None
-
-
-def _on_host(spec: ArraySpec) -> Any:
-    """A stand-in for a NumPy leaf, which no lane has changed."""
-    host: Any = spec.host
-    if isinstance(host, type) and not spec.struct.shape:
-        return host()
-    dtype = host(0).dtype if isinstance(host, type) else host
-    return np.broadcast_to(np.zeros((), dtype), spec.struct.shape)
-
-
-def check_node_once(
-    structure: jtu.PyTreeDef, specs: Sequence[Spec], path: Path, sight: Sight
-) -> None:
-    """Checks one module, unless one of its kind was found to fit before."""
+    Its arrays are given as `Seen`, its other leaves as they are.
+    """
     try:
-        kind = exact_structure(structure), tuple(spec.token for spec in specs)
-        cell = kind_cell((check_node_once, kind, sight.admits_stacks))
+        tokens = [x if isinstance(x, Seen) else fingerprint(x) for x in leaves]
+        kind = exact_structure(structure), tuple(tokens), sight.admits_stacks
+        cell = kind_cell((check_module, kind))
     except TypeError:
         cell = Cell()  # Something static can't be a key: nothing is remembered.
-    if cell.value is None:
-        check_node(structure, specs, path, sight)
-        cell.value = True
+    if cell.value:
+        return
+    message = _fault_of(structure, leaves, path, sight)
+    stacks = _slices(leaves) if message and sight.admits_stacks else ()
+    if message and all(_fault_of(structure, x, path, sight) for x in stacks):
+        raise AnnotationError(message)
+    cell.value = True
 
 
-def _slices(specs: Sequence[Spec]) -> Iterator[list[Spec]]:
-    """The specs without one leading axis, two, and so on, while all arrays agree."""
-    arrays = [spec.struct for spec in specs if isinstance(spec, ArraySpec)]
-    depth = 0
-    while arrays and len({x.shape[: depth + 1] for x in arrays}) == 1:
+def _fault_of(
+    structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, sight: Sight
+) -> str | None:
+    """What to say of the first field that does not fit; `None` if all do."""
+    message = None
+
+    def look(*arrays: jax.Array) -> None:
+        nonlocal message
+        rest = iter(arrays)
+        values = [x.stand_in(next(rest)) if isinstance(x, Seen) else x for x in leaves]
+        node = jtu.tree_unflatten(structure, values)
+        try:
+            check_fields(node, hinted_fields(cast("type[Any]", type(node))))
+        except Misfit as misfit:
+            message = _message(node, path, misfit, sight)
+
+    jax.eval_shape(look, *[x.struct for x in leaves if isinstance(x, Seen)])
+    return message
+
+
+def _slices(leaves: Sequence[Any]) -> Iterator[list[Any]]:
+    """The leaves without one leading axis, two, and so on, while all arrays agree."""
+    shapes = [x.struct.shape for x in leaves if isinstance(x, Seen)]
+    depth = 1
+    while len({shape[:depth] for shape in shapes}) == 1 and len(shapes[0]) >= depth:
+        yield [x.without_axes(depth) if isinstance(x, Seen) else x for x in leaves]
         depth += 1
-        if any(len(x.shape) < depth for x in arrays):
-            return
-        yield [_without_axes(spec, depth) for spec in specs]
 
 
-def _without_axes(spec: Spec, depth: int) -> Spec:
-    if not isinstance(spec, ArraySpec):
-        return spec
-    struct = jax.ShapeDtypeStruct(spec.struct.shape[depth:], spec.struct.dtype)
-    return ArraySpec(struct, False, spec.host)
+def _message(node: Any, path: Path, misfit: Misfit, sight: Sight) -> str:
+    """Which field of which module, what it holds, and what it was to hold."""
+    field, kind = misfit.field, cast("type[Any]", type(node))
+    assert field is not None
+    seen = "" if sight.size is None else ", as one lane sees it"
+    rows = [
+        f"The field `{misfit.path[0]}` of the {kind.__name__} at {place(path)} "
+        f"does not fit its annotation{sight.after()}{seen}.",
+        f"  annotated: {field.name}: {field.written()}",
+        f"  found: {_describe(misfit.value)}",
+    ]
+    if field.owner is not kind:
+        rows[1] += f" (in {field.owner.__name__})"
+    if len(misfit.path) > 1:
+        rows[2] += f", at `{dotted((*path, *misfit.path))}`"
+    names = misfit.names.bound.items()
+    bound = [f"{name} = {size} by `{dotted(at)}`" for name, (size, at) in names]
+    if bound:
+        rows.append(f"  bound: {', '.join(bound)}")
+    value, size = misfit.value, sight.size
+    # A first axis of any length may be one of lanes, but for an empty one.
+    length = value.shape[0] if eqx.is_array(value) and value.shape else 0
+    if length and size in (None, length) and misfit.accepts(value[0]):
+        first = (
+            "its first axis"
+            if size is None
+            else f"a first axis of `axis_size` = {size}"
+        )
+        rows.append(
+            f"The shape fits but for {first}. If that is a lane axis, {sight.cure}."
+        )
+    return "\n".join(rows)
+
+
+def _describe(value: Any) -> str:
+    if eqx.is_array(value):
+        return f"{value.dtype} of shape {value.shape}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    kind = with_article(name)
+    if isinstance(value, int | float | complex | str):
+        return f"{kind}, {short(value)}"
+    if not isinstance(value, list | tuple | dict):
+        return kind
+    rows = [(path, x) for path, x, is_leaf in walk(value) if is_leaf]
+    shown = [f"`{dotted(path)}`: {_describe(x)}" for path, x in rows[:4]]
+    more = [] if len(rows) <= 4 else [f"and {len(rows) - 4} more"]
+    return f"{kind} of {', '.join([*shown, *more])}" if rows else f"an empty {name}"

@@ -1,282 +1,228 @@
-"""Whether the values of fields fit jaxtyping's annotations, and the names that bind.
+"""Whether the values of fields fit their annotations.
 
-jaxtyping itself decides on each array and each `PyTree`; this file takes containers,
-unions and generic classes apart, every element of them. Names bind across a `Trail` of
-what has fit so far: jaxtyping is asked anew about the trail for each further value,
-because a name that an alternative of a union bound must not outlive it.
+jaxtyping decides about each array; trees, containers, unions and generic classes are
+taken apart here, every element of them. The names that bind are a value that is handed
+on, so that what an alternative of a union has bound is gone with it.
 """
 
+import contextlib
 import dataclasses
-import inspect
+import functools
+import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast, NoReturn, TypeAlias
 
+import equinox as eqx
 import jax.tree_util as jtu
 import jaxtyping
 
-from ._containers import admits, is_set, items_of
 from ._hints import (
-    Hint,
+    bare,
     hinted_fields,
     HintedField,
     is_array_hint,
     is_record,
     is_tree_hint,
     is_union,
-    mentions_variable,
 )
+from ._names import Names, of_any_kind, Unresolved
 from ._nodes import is_tied
-from ._paths import walk
-from ._places import Path
-from ._widened import names_of, widened
+from ._paths import leaf_paths
+from ._places import Key, Path
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bound:
-    """A value that has fit, where it stands, and so may have bound names.
-
-    `asked` is the hint that jaxtyping was asked about, see `widened`.
-    """
-
-    path: Path
-    value: Any
-    form: Any
-    asked: Any
-    names: frozenset[str]
+# A value, the hint that speaks of it, and where it stands.
+_Task: TypeAlias = tuple[Any, Any, Path]
+_CONTAINERS = ("builtins", "collections", "collections.abc")
 
 
-Trail: TypeAlias = tuple[Bound, ...]
-# A name that no field has.
-_QUESTION = "_question_for_jaxtyping"
-
-
+@dataclasses.dataclass(eq=False)
 class Misfit(Exception):  # noqa: N818
     """A value does not fit.
 
-    `path` leads to it from the module that is checked, `field` is the field whose
-    annotation it is that does not fit, and `trail` what had fit before.
+    `path` leads to it from the module that is checked; `names` are what had been bound
+    before; `accepts` tells whether another value would fit there; `field` is the field
+    whose annotation it is that does not fit.
     """
 
-    def __init__(self, path: Path, value: Any, hint: Hint, trail: Trail) -> None:
-        super().__init__(path)
-        self.path = path
-        self.value = value
-        self.hint = hint
-        self.trail = trail
-        self.scope: Scope | None = None
-        self.field: HintedField | None = None
+    path: Path
+    value: Any
+    names: Names
+    accepts: Callable[[Any], bool]
+    field: HintedField | None = None
 
 
-class _Unresolved(Exception):  # noqa: N818
-    """jaxtyping can't tell: a symbolic axis speaks of names that nothing has bound."""
+def check_fields(
+    owner: Any, fields: Sequence[HintedField], around: tuple[int, ...] = ()
+) -> None:
+    """Raises `Misfit` for the first field that does not fit; names hold across all.
+
+    `around` are the identities of the objects that this one is a part of.
+    """
+    there = {field.name: field for field in fields if hasattr(owner, field.name)}
+    tasks = [(getattr(owner, name), x.form, (name,)) for name, x in there.items()]
+    # What an axis of the form `{self.size}` or `{size}` may speak of.
+    given = {**getattr(owner, "__dict__", {}), "self": owner}
+    try:
+        with contextlib.suppress(Unresolved):  # What can't be told is no fault.
+            _Scope(given, (*around, id(owner))).fit_all(tasks, Names())
+    except Misfit as misfit:
+        if misfit.field is None:
+            misfit.field = there[cast(str, misfit.path[0])]
+        raise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Task:
-    field: HintedField
-    value: Any
-    hint: Hint
-    path: Path
+class _Scope:
+    """Where names hold: the fields of one object.
 
-
-class Scope:
-    """Where names of dimensions hold: the fields of one object.
-
-    `twins` maps the identity of a value to another one that may stand for it. `around`
-    are the identities of the objects that this one is a part of.
+    `leaf` and `is_loose` are as `of_any_kind` takes them.
     """
 
-    def __init__(
-        self,
-        owner: Any,
-        fields: Sequence[HintedField],
-        twins: Mapping[int, Any],
-        around: tuple[int, ...] = (),
-    ) -> None:
-        self._twins = twins
-        self._around = (*around, id(owner))
-        self._tasks = [
-            _Task(field, getattr(owner, field.name), field.hint, (field.name,))
-            for field in fields
-            if is_set(owner, field.name)
-        ]
-        self._later: list[_Task] = []
-        self._task: _Task | None = None
-        self._atomic = 0
-        self._asked: dict[int, tuple[Any, Any]] = {}
-        # What an axis of the form `{self.size}` or `{size}` may speak of: jaxtyping
-        # takes it from the parameters of the function that it decorates.
-        values = {name: getattr(owner, name, None) for name in _field_names(owner)}
-        self._values = {**values, "self": owner}
-        # Lambdas, here and in `_ask`: a hook that decorates every function on import
-        # would give each a scope of its own.
-        run = cast(Any, lambda **values: values[_QUESTION]())  # pyright: ignore[reportUnknownLambdaType]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        names = [*self._values, _QUESTION]
-        parameters = [inspect.Parameter(name, kind) for name in names]
-        run.__signature__ = inspect.Signature(parameters)
-        self._run = cast(Any, jaxtyping).jaxtyped(run, typechecker=None)
+    given: Mapping[str, Any]
+    around: tuple[int, ...]
+    leaf: str | None = None
+    is_loose: bool = False
 
-    def bind(self) -> Trail:
-        """Checks every field; raises `Misfit`."""
-        trail: Trail = ()
-        waiting = self._tasks
-        while waiting:
-            self._later = []
-            for task in waiting:
-                self._task = task
+    def fit_all(self, tasks: Sequence[_Task], names: Names) -> Names:
+        """The names with those that the values bind."""
+        while True:
+            later: list[_Task] = []
+            count = names.count
+            for task in tasks:
                 try:
-                    trail = self.fit(task.value, task.hint, trail, task.path)
-                except _Unresolved:
-                    self._later.append(task)  # What it speaks of may be bound later.
-                except Misfit as misfit:
-                    if misfit.scope is None:
-                        misfit.scope, misfit.field = self, task.field
-                    raise
-            if [task.path for task in self._later] == [task.path for task in waiting]:
-                break
-            waiting = self._later
-        return trail
+                    names = self._fit(*task, names)
+                except Unresolved as error:
+                    names = error.names
+                    later.append(task)
+            if not later:
+                return names
+            if names.count == count:
+                raise Unresolved(names)
+            tasks = later  # What they speak of may be bound by now.
 
-    def fit(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
-        """The trail with what the value binds; raises `Misfit`."""
+    def _fit(self, value: Any, form: Any, path: Path, names: Names) -> Names:
+        form = bare(form)
         if is_tied(value):
-            return trail
-        hint = hint.bare()
-        form = hint.form
-        if is_array_hint(form) or is_tree_hint(form):
-            return self._fit_arrays(value, hint, trail, path)
+            return names
+        if is_array_hint(form):
+            forms = of_any_kind(form, self.leaf, self.is_loose)
+            found = names.ask(value, forms, self.given, path)
+            return found or self._raise(value, form, path, names)
+        if is_tree_hint(form):
+            return self._fit_tree(value, form, path, names)
         if is_union(form):
-            return self._fit_union(value, hint, trail, path)
-        if is_record(form):
-            if not isinstance(value, form):
-                raise Misfit(path, value, hint, trail)
-            self._fit_within(value, hinted_fields(form), path)
-            return trail
-        if isinstance(typing.get_origin(form), type):
-            return self._fit_generic(value, hint, trail, path)
-        if not admits(form, value):
-            raise Misfit(path, value, hint, trail)
-        return trail
+            return self._fit_union(value, form, path, names)
+        items = _items(value, form) if self._admits(value, form) else None
+        if items is None:
+            self._raise(value, form, path, names)
+        kind = typing.get_origin(form) or form
+        if is_record(kind) and id(value) not in self.around:
+            # The names of its fields are its own, but for what its parameters say.
+            fields = hinted_fields(kind)
+            own = [field for field in fields if kind is form or not field.is_open]
+            try:
+                check_fields(value, own, self.around)
+            except Misfit as misfit:
+                misfit.path = (*path, *misfit.path)
+                raise
+        return self.fit_all([(x, part, (*path, key)) for key, x, part in items], names)
 
-    def accepts(self, value: Any, hint: Hint, trail: Trail) -> bool:
-        """Whether a value would fit."""
+    def _fit_tree(self, value: Any, form: Any, path: Path, names: Names) -> Names:
+        if value is None:
+            return names  # Not made so far: jaxtyping does not take it for a structure.
+        leaf, tree = bare(form.leaftype), cast(Any, jaxtyping).PyTree
+        # What ends where is for the kinds of values to say, and not for their shapes.
+        loose = dataclasses.replace(self, leaf="", is_loose=True)
+        accepts = functools.partial(loose._accepts, leaf, path, names)
         try:
-            self.fit(value, hint, trail, ("",))
-        except (Misfit, _Unresolved):
+            is_leaf = None if leaf is Any else accepts
+            leaves, structure = jtu.tree_flatten(value, is_leaf=is_leaf)
+            below = leaf_paths(structure)
+        except Exception as error:  # The keys of a dictionary can't be sorted, say.
+            raise Unresolved(names) from error
+        for index, (x, at) in enumerate(zip(leaves, below, strict=True)):
+            name = self.leaf or ""
+            if form.structure is not None:
+                name = re.sub(r"\W", "_", f"{index} of {form.structure}")
+            scope = dataclasses.replace(self, leaf=name)
+            names = scope._fit(x, leaf, (*path, *at), names)
+        if form.structure is None:
+            return names
+        skeleton = jtu.tree_unflatten(structure, [0] * len(leaves))
+        found = names.ask(skeleton, tree[Any, form.structure], self.given, path)
+        return found or self._raise(value, form, path, names)
+
+    def _fit_union(self, value: Any, form: Any, path: Path, names: Names) -> Names:
+        misfits: list[Misfit] = []
+        for arm in typing.get_args(form):
+            try:
+                return self._fit(value, arm, path, names)
+            except Misfit as misfit:
+                misfits.append(misfit)
+            except Unresolved as error:
+                # The choice is put off, and with it what this alternative has bound.
+                raise Unresolved(names) from error
+        # An alternative that fits from outside is to blame for what is within.
+        deep = [misfit for misfit in misfits if len(misfit.path) > len(path)]
+        if len(deep) == 1:
+            raise deep[0]
+        self._raise(value, form, path, names)
+
+    def _admits(self, value: Any, form: Any) -> bool:
+        """Whether a hint that is not jaxtyping's lets a value pass, from outside."""
+        kind = typing.get_origin(form) or form
+        if kind is typing.Literal:
+            return not eqx.is_array(value) and value in typing.get_args(form)
+        if not isinstance(kind, type):
+            return True
+        try:
+            return isinstance(value, of_any_kind(kind, self.leaf))
+        except Exception:
+            return True  # Its author's class can't be asked.
+
+    def _raise(self, value: Any, form: Any, path: Path, names: Names) -> NoReturn:
+        accepts = functools.partial(self._accepts, form, path, names)
+        raise Misfit(path, value, names, accepts)
+
+    def _accepts(self, form: Any, path: Path, names: Names, value: Any) -> bool:
+        try:
+            self._fit(value, form, path, names)
+        except (Misfit, Unresolved):
             return False
         return True
 
-    def _fit_arrays(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
-        form = hint.form
-        if id(form) not in self._asked:
-            self._asked[id(form)] = (form, widened(form))
-        _, asked = self._asked[id(form)]
-        names = names_of(form)
-        for seen in _views(value, self._twins):
-            if self._ask(seen, asked, names, trail):
-                new = Bound(path, seen, form, asked, names)
-                return trail if _adds_nothing(new, trail) else (*trail, new)
-        if is_tree_hint(form):
-            if any(map(is_tied, jtu.tree_leaves(value))):
-                return trail
-            self._raise_within_tree(value, hint, trail, path)
-        raise Misfit(path, value, hint, trail)
 
-    def _raise_within_tree(
-        self, value: Any, hint: Hint, trail: Trail, path: Path
-    ) -> None:
-        """Names the first leaf that is to blame, if leaves are arrays."""
-        inner = Hint(hint.form.leaftype, hint.variables).bare()
-        if not is_array_hint(inner.form) and not is_union(inner.form):
-            return
-        for below, leaf, is_leaf in walk(value):
-            if is_leaf:
-                try:
-                    trail = self.fit(leaf, inner, trail, (*path, *below))
-                except _Unresolved:
-                    return
+def _items(value: Any, form: Any) -> Iterable[tuple[Key, Any, Any]] | None:
+    """What a value of a generic class holds: where, what, and the hint that speaks of
+    it; `None` if it does not hold so many.
 
-    def _fit_union(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
-        misfits: list[Misfit] = []
-        self._atomic += 1  # What can't be told yet puts off the choice as a whole.
-        try:
-            for arm in hint.parts():
-                try:
-                    return self.fit(value, arm, trail, path)
-                except Misfit as misfit:
-                    misfits.append(misfit)
-        finally:
-            self._atomic -= 1
-        # An alternative that fits from outside is to blame for what is within.
-        deep = [misfit for misfit in misfits if len(misfit.path) > len(path)]
-        raise deep[0] if len(deep) == 1 else Misfit(path, value, hint, trail)
-
-    def _fit_generic(self, value: Any, hint: Hint, trail: Trail, path: Path) -> Trail:
-        origin: Any = typing.get_origin(hint.form)
-        if not admits(origin, value):
-            raise Misfit(path, value, hint, trail)
-        items = items_of(value, hint)
-        if items is None:
-            raise Misfit(path, value, hint, trail)
-        for key, item, part in items:
-            try:
-                trail = self.fit(item, part, trail, (*path, key))
-            except _Unresolved:
-                if self._atomic or self._task is None:
-                    raise
-                task = _Task(self._task.field, item, part, (*path, key))
-                self._later.append(task)
-        if is_record(origin):
-            own = [f for f in hinted_fields(origin) if not mentions_variable(f.hint)]
-            self._fit_within(value, own, path)
-        return trail
-
-    def _fit_within(self, value: Any, own: Sequence[HintedField], path: Path) -> None:
-        """Checks an object whose names are its own."""
-        if id(value) in self._around:
-            return
-        try:
-            Scope(value, own, self._twins, self._around).bind()
-        except Misfit as misfit:
-            misfit.path = (*path, *misfit.path)
-            raise
-
-    def _ask(self, value: Any, form: Any, names: frozenset[str], trail: Trail) -> bool:
-        earlier = [(each.value, each.asked) for each in trail if each.names & names]
-        pairs = [*earlier, (value, form)]
-        question = lambda: all([isinstance(x, known) for x, known in pairs])  # noqa: C419, E731
-        try:
-            return self._run(**self._values, **{_QUESTION: question})
-        except Exception as error:
-            raise _Unresolved from error
-
-
-def _views(value: Any, twins: Mapping[int, Any]) -> Iterator[Any]:
-    """The value; and with others in place of what has a twin."""
-    yield value
-    try:
-        leaves, structure = jtu.tree_flatten(value)
-    except Exception:
-        return  # A dictionary whose keys can't be sorted, say.
-    if any(id(x) in twins for x in leaves):
-        yield jtu.tree_unflatten(structure, [twins.get(id(x), x) for x in leaves])
-
-
-def _adds_nothing(new: Bound, trail: Trail) -> bool:
-    if not new.names:
-        return True
-    shapes = _shapes(new.value)
-    return any(x.form is new.form and _shapes(x.value) == shapes for x in trail)
-
-
-def _shapes(value: Any) -> Any:
-    leaves, structure = jtu.tree_flatten(value)
-    return structure, [getattr(x, "shape", None) for x in leaves]
-
-
-def _field_names(owner: Any) -> list[str]:
-    is_record = dataclasses.is_dataclass(owner)
-    names = [field.name for field in dataclasses.fields(owner)] if is_record else []
-    return [name for name in names if name != "self"]
+    Nothing is known of what the parameters of somebody's own class mean, unless it is a
+    dataclass, a `NamedTuple` or a module.
+    """
+    kind: Any = typing.get_origin(form)
+    parts = typing.get_args(form)
+    if is_record(kind) or (isinstance(kind, type) and issubclass(kind, eqx.Module)):
+        # A module's other fields are checked when it is called itself.
+        fields = [x for x in hinted_fields(kind, parts) if x.is_open]
+        held = [x for x in fields if hasattr(value, x.name)]
+        return [(x.name, getattr(value, x.name), x.form) for x in held]
+    if kind is None or kind.__module__ not in _CONTAINERS:
+        return []
+    if issubclass(kind, tuple):
+        if parts[1:] == (...,):
+            parts = parts[:1] * len(value)
+        if any(typing.get_origin(part) is typing.Unpack for part in parts):
+            return []
+        rows = zip(range(len(value)), value, parts, strict=False)
+        return rows if len(parts) == len(value) else None
+    if issubclass(kind, Mapping):
+        pairs = value.items() if len(parts) == 2 else ()
+        return [
+            (k if isinstance(k, str | int) else str(k), x, parts[1]) for k, x in pairs
+        ]
+    # What is no collection, a generator say, would be used up by a look.
+    if len(parts) != 1 or not isinstance(value, Collection) or eqx.is_array(value):
+        return []
+    return [(i, x, parts[0]) for i, x in enumerate(cast(Collection[Any], value))]

@@ -2,17 +2,16 @@
 
 Annotations are resolved one by one, each in the namespace of the class that wrote it,
 so that one that can't be resolved (its import stands under `TYPE_CHECKING`, say) takes
-no other with it.
+no other with it. Type variables are replaced by what they stand for right away.
 """
 
-import ast
 import collections.abc
 import contextlib
 import dataclasses
+import functools
 import inspect
 import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,71 +23,65 @@ import jaxtyping
 
 # No annotation has more aliases of aliases, but for those that end in themselves.
 _DEEPEST = 64
-
-
-def _none_known() -> Mapping[Any, "Hint"]:
-    return {}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Hint:
-    """A type hint, and what the type variables in it stand for."""
-
-    form: Any
-    variables: Mapping[Any, "Hint"] = dataclasses.field(default_factory=_none_known)
-
-    def parts(self) -> list["Hint"]:
-        """The hints that this one is made of."""
-        return [Hint(part, self.variables) for part in typing.get_args(self.form)]
-
-    def bare(self) -> "Hint":
-        """The hint without what only wraps it: aliases, `Annotated`, type variables."""
-        hint = self
-        for _ in range(_DEEPEST):
-            inner = _unwrap(hint)
-            if inner is None:
-                return hint
-            hint = inner
-        return Hint(Any)  # An alias of itself.
+# What speaks of other things than the values of a field.
+_NO_VALUES = (cast(Any, collections.abc).Callable, type, typing.Literal)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HintedField:
-    """A field of a class; `owner` is the class that annotates it."""
+    """A field of a class; `owner` is the class that annotates it.
+
+    `is_open` is whether its hint speaks of type parameters of that class, so that it is
+    for whoever names the class to say what the field holds.
+    """
 
     name: str
-    hint: Hint
+    form: Any
     owner: type
+    is_open: bool
 
     def written(self) -> str:
-        """The annotation as it stands in the source; as Python shows it without one."""
+        """The annotation, as Python shows it."""
         raw = inspect.get_annotations(self.owner)[self.name]
-        return _in_source(self.owner, self.name, raw) or _shown(raw)
+        text = raw if isinstance(raw, str) else inspect.formatannotation(raw)
+        # Without the modules of names, but for what is in quotes.
+        quoted = r"""('[^']*'|"[^"]*")"""
+        text = re.sub(quoted + r"|(?:\w+\.)+", lambda match: match[1] or "", text)
+        return text.replace("'", '"')
 
 
-def hinted_fields(cls: type, arguments: Sequence[Hint] = ()) -> list[HintedField]:
+def hinted_fields(cls: type, arguments: Sequence[Any] = ()) -> list[HintedField]:
     """The fields of a class that jaxtyping has something to say on.
 
     `arguments` are what the parameters of a generic class stand for.
     """
-    variables = _variables(cls, arguments)
-    fields: list[HintedField] = []
-    for name, form, owner in _resolved(cls):
-        hint = Hint(form, variables.get(owner, {}))
-        # An alias is evaluated when it is looked into, and may speak of names that are
-        # there for type checkers only.
-        with contextlib.suppress(Exception):
-            if _speaks(hint, frozenset()):
-                fields.append(HintedField(name, hint, owner))
-    return fields
+    return [x for x in _fields(cls, arguments) if _speaks(x.form)]
+
+
+@functools.lru_cache(maxsize=1024)
+def is_annotated(cls: type) -> bool:
+    """Whether it is a module's class that jaxtyping has something to say on."""
+    return issubclass(cls, eqx.Module) and bool(hinted_fields(cls))
+
+
+def bare(form: Any) -> Any:
+    """The hint without what only wraps it: aliases, `Annotated`, type variables."""
+    # What `type X = ...` stands for is evaluated when it is looked into, and may speak
+    # of names that are there for type checkers only, or of itself.
+    with contextlib.suppress(Exception):
+        for _ in range(_DEEPEST):
+            inner = _unwrapped(form)
+            if inner is form:
+                return form
+            form = inner
+    return Any
 
 
 def is_record(cls: Any) -> bool:
     """Whether it is a class: a dataclass or a `NamedTuple`, but no module."""
     if not isinstance(cls, type) or issubclass(cls, eqx.Module):
         return False
-    kind = cast("type[Any]", cls)
-    return dataclasses.is_dataclass(kind) or _is_named_tuple(kind)
+    return bool(_field_names(cast("type[Any]", cls)))
 
 
 def is_array_hint(form: Any) -> bool:
@@ -107,38 +100,28 @@ def is_union(form: Any) -> bool:
     return typing.get_origin(form) in (typing.Union, types.UnionType)
 
 
-def mentions_variable(hint: Hint) -> bool:
-    """Whether a type variable stands anywhere in it."""
-    if isinstance(hint.form, typing.TypeVar):
-        return True
-    return any(mentions_variable(part) for part in hint.parts())
-
-
-def _is_named_tuple(cls: type[Any]) -> bool:
-    return tuple in cls.__mro__ and hasattr(cls, "_fields")
-
-
 def _field_names(cls: type[Any]) -> list[str]:
     if dataclasses.is_dataclass(cls):
         return [field.name for field in dataclasses.fields(cls)]
-    return list(cls._fields) if _is_named_tuple(cls) else []
+    return list(getattr(cls, "_fields", ())) if tuple in cls.__mro__ else []
 
 
-def _resolved(cls: type) -> list[tuple[str, Any, type]]:
-    found: list[tuple[str, Any, type]] = []
+def _fields(cls: type, arguments: Sequence[Any] = ()) -> list[HintedField]:
+    meanings = _meanings(cls, arguments)
+    found: list[HintedField] = []
     for name in _field_names(cls):
-        for owner in cls.__mro__:
-            annotations = inspect.get_annotations(owner)
-            if name in annotations:
-                # What a string evaluates to is its author's; if it can't be read, it
-                # can't be checked.
-                with contextlib.suppress(Exception):
-                    found.append((name, _resolve(annotations[name], owner), owner))
-                break
+        owners = (x for x in cls.__mro__ if name in inspect.get_annotations(x))
+        # What a string evaluates to is its author's; if it can't be read, it can't be
+        # checked.
+        with contextlib.suppress(Exception):
+            owner = next(owners)
+            raw = _resolved(inspect.get_annotations(owner)[name], owner)
+            form = _filled(raw, meanings.get(owner, {}))
+            found.append(HintedField(name, form, owner, form is not raw))
     return found
 
 
-def _resolve(annotation: Any, owner: type) -> Any:
+def _resolved(annotation: Any, owner: type) -> Any:
     module = sys.modules.get(owner.__module__)
     parameters = {p.__name__: p for p in getattr(owner, "__type_params__", ())}
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
@@ -151,10 +134,10 @@ def _resolve(annotation: Any, owner: type) -> Any:
     return hints["it"]
 
 
-def _variables(cls: type, arguments: Sequence[Hint]) -> dict[type, Mapping[Any, Hint]]:
+def _meanings(cls: type, arguments: Sequence[Any]) -> dict[type, Mapping[Any, Any]]:
     """For each class above a class, what its type parameters stand for."""
-    found: dict[type, Mapping[Any, Hint]] = {}
-    pending: list[tuple[Any, Sequence[Hint]]] = [(cls, arguments)]
+    found: dict[type, Mapping[Any, Any]] = {}
+    pending: list[tuple[Any, Sequence[Any]]] = [(cls, arguments)]
     while pending:
         kind, given = pending.pop()
         if found.get(kind):
@@ -162,102 +145,62 @@ def _variables(cls: type, arguments: Sequence[Hint]) -> dict[type, Mapping[Any, 
         names = getattr(kind, "__parameters__", ())
         known = dict(zip(names, given, strict=True)) if len(names) == len(given) else {}
         found[kind] = known
-        for base in cast(dict[str, Any], vars(kind)).get(
-            "__orig_bases__", kind.__bases__
-        ):
-            origin = typing.get_origin(base)
-            if isinstance(base, type):
-                pending.append((base, ()))
-            elif isinstance(origin, type):
-                pending.append((origin, Hint(base, known).parts()))
+        bases: Any = cast(Any, vars(kind)).get("__orig_bases__", kind.__bases__)
+        for base in bases:
+            parts = tuple(_filled(part, known) for part in typing.get_args(base))
+            origin = typing.get_origin(base) or base
+            if isinstance(origin, type):
+                pending.append((origin, parts))
     return found
 
 
-def _unwrap(hint: Hint) -> Hint | None:
-    form, origin = hint.form, typing.get_origin(hint.form)
+def _filled(form: Any, known: Mapping[Any, Any]) -> Any:
+    """The hint with what its type variables stand for in their place."""
     if isinstance(form, typing.TypeVar):
-        return _meaning(form, hint.variables)
+        return _meaning(form, known)
+    # A class has parameters as well, which nobody has filled.
+    names: Any = () if isinstance(form, type) else getattr(form, "__parameters__", ())
+    if not names or not all(isinstance(name, typing.TypeVar) for name in names):
+        return form
+    return cast(Any, form)[tuple(_meaning(name, known) for name in names)]
+
+
+def _meaning(variable: typing.TypeVar, known: Mapping[Any, Any]) -> Any:
+    if variable in known:
+        return known[variable]
+    if getattr(variable, "has_default", bool)():
+        return _filled(cast(Any, variable).__default__, known)
+    if variable.__constraints__:
+        return typing.Union[variable.__constraints__]  # noqa: UP007
+    return Any if variable.__bound__ is None else variable.__bound__
+
+
+def _unwrapped(form: Any) -> Any:
+    origin, parts = typing.get_origin(form), typing.get_args(form)
+    if isinstance(form, typing.TypeVar):
+        return _meaning(form, {})
     if isinstance(form, typing.NewType):
-        return Hint(form.__supertype__, hint.variables)
+        return form.__supertype__
     if origin in (typing.Annotated, typing.Final):
-        return hint.parts()[0]
+        return parts[0]
     # The aliases of `type X = ...`, a statement of Python 3.12.
     alias = origin or form
     if type(alias).__name__ == "TypeAliasType":
         # Parameters that are left out have defaults, which their variables know.
-        names = zip(alias.__type_params__, hint.parts(), strict=False)
-        return Hint(alias.__value__, dict(names))
-    return None
+        return _filled(
+            alias.__value__, dict(zip(alias.__type_params__, parts, strict=False))
+        )
+    return form
 
 
-def _meaning(variable: typing.TypeVar, variables: Mapping[Any, Hint]) -> Hint:
-    known = variables.get(variable)
-    if known is not None:
-        return known
-    default = getattr(variable, "__default__", None)
-    if default is not None and cast(Any, variable).has_default():
-        return Hint(default, variables)
-    if variable.__bound__ is not None:
-        return Hint(variable.__bound__)
-    if variable.__constraints__:
-        return Hint(typing.Union[variable.__constraints__])  # noqa: UP007
-    return Hint(Any)
-
-
-def _speaks(hint: Hint, seen: frozenset[type]) -> bool:
+def _speaks(form: Any, around: tuple[Any, ...] = ()) -> bool:
     """Whether jaxtyping says something anywhere in it."""
-    hint = hint.bare()
-    form, origin = hint.form, typing.get_origin(hint.form)
+    form = bare(form)
     if is_array_hint(form) or is_tree_hint(form):
         return True
-    for record in filter(is_record, (form, origin)):
-        # Its own fields; a class that holds others of its kind is looked at once.
-        below = () if record in seen else _resolved(record)
-        if any(_speaks(Hint(x), seen | {record}) for _, x, _ in below):
-            return True
-    if origin in (cast(Any, collections.abc).Callable, type, typing.Literal):
+    kind, parts = typing.get_origin(form) or form, typing.get_args(form)
+    # What holds others of its kind is looked at once.
+    if form in around or kind in _NO_VALUES:
         return False
-    return any(_speaks(part, seen) for part in hint.parts())
-
-
-def _in_source(owner: type, name: str, raw: Any) -> str | None:
-    try:
-        source = textwrap.dedent(inspect.getsource(owner))
-        body = cast(ast.ClassDef, ast.parse(source).body[0]).body
-    except Exception:
-        return None  # There is none, or not any more: files change while we run.
-    for statement in body:
-        match statement:
-            case ast.AnnAssign(target=ast.Name(id=found), annotation=annotation):
-                if found == name and _is_same(annotation, raw, owner):
-                    if isinstance(annotation, ast.Constant):
-                        return None  # A string, which is more legible as it is.
-                    text = ast.get_source_segment(source, annotation)
-                    return None if text is None else _on_one_line(text)
-            case _:
-                pass
-    return None
-
-
-def _on_one_line(text: str) -> str:
-    text = re.sub(r"([\[(])\s+", r"\1", " ".join(text.split()))
-    return re.sub(r",?\s+([\])])", r"\1", text)
-
-
-def _is_same(annotation: ast.expr, raw: Any, owner: type) -> bool:
-    # Python finds the source by the name of the class, of which a file may have two.
-    text = ast.unparse(annotation)
-    if isinstance(raw, str):
-        return text == raw or repr(raw) == text
-    try:
-        return _shown(_resolve(text, owner)) == _shown(raw)
-    except Exception:
-        return True  # It speaks of names that are gone by now.
-
-
-def _shown(raw: Any) -> str:
-    if isinstance(raw, str):
-        return raw
-    if isinstance(raw, type) and not typing.get_args(raw):
-        return raw.__name__
-    return repr(raw).replace("jaxtyping.", "").replace("typing.", "")
+    own = [field.form for field in _fields(kind, parts)] if is_record(kind) else []
+    return any(_speaks(part, (*around, form)) for part in (*own, *parts))

@@ -219,16 +219,14 @@ Origin: TypeAlias = Kept | New | Constant
 class Outcome:
     """Where every leaf of a returned node, and of its `aux`, comes from.
 
-    `reaches_inside` is whether the call changed a module within the node, and
-    `is_fixed` whether nothing that it wrote can be changed in place. `levels` are, for
-    each leaf, its lane axes in the ensembles around the node.
+    `is_fixed` is whether nothing that the call wrote can be changed in place. `levels`
+    are, for each leaf, its lane axes in the ensembles around the node.
     """
 
     structure: jtu.PyTreeDef
     origins: tuple[Origin, ...]
     aux_structure: jtu.PyTreeDef
     aux_origins: tuple[Origin, ...]
-    reaches_inside: bool
     is_fixed: bool
     levels: tuple[tuple[int | None, ...], ...] = ()
 

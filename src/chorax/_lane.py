@@ -94,8 +94,7 @@ def call_once(
     if any(isinstance(x, jax.core.Tracer) for x in held_by(constants)):
         _check_constants((result, aux), inputs, where)
     fixed = is_fixed(tuple(constants))
-    inside = _inside(result) != _inside(node)
-    return news, Outcome(structure, origins, aux_structure, aux_origins, inside, fixed)
+    return news, Outcome(structure, origins, aux_structure, aux_origins, fixed)
 
 
 def _lacks_states(name: str | None, node: Any, error: Exception) -> bool:
@@ -106,21 +105,6 @@ def _lacks_states(name: str | None, node: Any, error: Exception) -> bool:
     # What a user's error says of itself might raise another.
     told = any("None" in x for x in error.args if isinstance(x, str))
     return told and any(x is None for x in fields.values())
-
-
-def _inside(node: Any) -> list[tuple[Any, jtu.PyTreeDef, list[int]]]:
-    """The outermost modules within a node: where, and by the identity of leaves."""
-
-    def is_inside(x: Any) -> bool:
-        return isinstance(x, eqx.Module) and x is not node
-
-    rows = cast(
-        "list[tuple[tuple[Any, ...], Any]]",
-        # JAX types the keys of a path by a type variable that nothing binds.
-        jtu.tree_leaves_with_path(node, is_leaf=is_inside),  # pyright: ignore[reportUnknownMemberType]
-    )
-    flat = [(path, *jtu.tree_flatten(x)) for path, x in rows if is_inside(x)]
-    return [(path, structure, [id(x) for x in xs]) for path, xs, structure in flat]
 
 
 def _fill(spec: Spec, arrays: Any) -> Any:

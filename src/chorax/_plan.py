@@ -7,17 +7,18 @@ that a call can raise is raised before the first array is made.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, cast, NamedTuple
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.tree_util as jtu
 
-from ._annotations import check_node_once, sight_after
+from ._annotations import Sight
+from ._check_annotations import BATCHED, check_in_draft, UNBATCHED
 from ._draft import Ref
 from ._excludes import Excludes
 from ._kind import ArraySpec, Call, Constant, Kept, Kind, New, Origin, Spec, StaticSpec
-from ._levels import check_counts, in_levels, levels_of, note_lanes
+from ._levels import check_counts, levels_of, note_lanes
 from ._methods import Method
 from ._nodes import Node, Walked
 from ._paths import leaf_paths
@@ -119,12 +120,10 @@ class _Planner:
         self._planned: list[Planned] = []
         self._aux: dict[Path, Aux] = {}
         self.visits: list[Visit] = []
-        self._has_levels = False
         check_counts(self._draft, walked.nodes, specs)
 
     def plan_call(self, node: Node, method: Method) -> None:
         """Calls one node's method on names, and writes the result into the draft."""
-        self._has_levels |= method.level is not None
         slot, found = self._draft.find(node.path)
         value = slot.current()
         if not found or type(value) is not type(node.module):
@@ -174,7 +173,7 @@ class _Planner:
 
     def finish(self, nodes: Sequence[Node]) -> Plan:
         """The plan, once every call is planned."""
-        self._check_rewritten()
+        self._check_annotations()
         refs, structure = jtu.tree_flatten(self._draft.current())
         names: tuple[int, ...] = tuple(ref.name for ref in refs)
         paths = [node.path for node in nodes if node.path in self._aux]
@@ -190,35 +189,25 @@ class _Planner:
             all(isinstance(x.done, Trace) and x.done.lasts for x in self.visits),
         )
 
-    def _check_rewritten(self) -> None:
-        """Checks the nodes that a later call has changed, from around or from within.
+    def _check_annotations(self) -> None:
+        """Checks every called node that is still there, as all calls have left it."""
+        lanes = self._call.lanes
+        size, cure = (None, UNBATCHED) if lanes is None else (lanes.size, BATCHED)
+        for index, visit in enumerate(self.visits):
+            after = functools.partial(self._after, index)
+            sight = Sight(size, cure, after, self._call.admits_stacks)
+            check_in_draft(self._draft, visit.node, self._specs, sight)
 
-        Without `call_order` a node is called after all that are within it.
-        """
-        reach: set[Path] = set()
-        within: dict[Path, Path] = {}
-        for visit in reversed(self.visits):
-            node = visit.node
-            above = [node.path[:i] for i in range(len(node.path))] if reach else ()
-            author = next((p for p in above if p in reach), within.get(node.path))
-            if author is not None:
-                self._check_again(node, author)
-            if visit.done.outcome.reaches_inside:
-                reach.add(node.path)
-            if self._has_levels:
-                around = (node.path[:i] for i in range(len(node.path)))
-                within.update((path, node.path) for path in around)
-
-    def _check_again(self, node: Node, author: Path) -> None:
-        slot, found = self._draft.find(node.path)
-        value = slot.current()
-        if not found or not isinstance(value, eqx.Module):
-            return
-        refs, structure = jtu.tree_flatten(value)
-        specs = [self._specs[cast(Ref, ref).name] for ref in refs]
-        label = f" after `{self._call.label}` of the node at {place(author)}"
-        seen = in_levels(specs, levels_of(self._draft, node, structure, self._specs))
-        check_node_once(structure, seen, node.path, sight_after(self._call, label))
+    def _after(self, index: int) -> str:
+        """What a node comes from, for a message: a later call may have changed it."""
+        visit, later = self.visits[index], self.visits[index + 1 :]
+        slot, _ = self._draft.find(visit.node.path)
+        names = {ref.name for ref in jtu.tree_leaves(slot.current())}
+        new = names.difference(visit.after[1])
+        authors = (x.node.path for x in later if not new.isdisjoint(x.after[1]))
+        author = next(authors, None)
+        where = "" if author is None else f" of the node at {place(author)}"
+        return f" after `{self._call.label}`{where}"
 
     def _trace(self, kind: Kind, path: Path) -> Trace:
         try:

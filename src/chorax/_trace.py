@@ -11,7 +11,6 @@ import jax.extend.core as jec
 # it moves, every input can be taken as read, at the cost of stacking leaves in vain.
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from ._annotations import check_result
 from ._computation import Computation, computation_of
 from ._kind import ArraySpec, Call, Kind, Lanes, Outcome
 from ._levels import call_lane
@@ -110,7 +109,6 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type)
         for a in (v.aval for v in closed.jaxpr.outvars)
     )
-    check_result(kind, call, outcome, outputs, path)
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     reads = tuple(i for i, is_used in enumerate(used) if is_used)
     return Trace(

@@ -527,11 +527,11 @@ def test_arrays_in_static_fields():
     assert apply_delta(same, changed)[0].rows is other[0].rows
     both = diff(one, same) | changed
     assert apply_delta(one, both)[0].rows is other[0].rows
-    batched, of_lanes = vmap_call_all_fns(one, "step", axis_size=2)
+    batched, of_lanes = vmap_call_all_fns(one, "step", axis_size=3)
     again, _ = vmap_call_all_fns(
-        [replace(batched[0], rows=same[0].rows)], "step", axis_size=2, in_axes=of_lanes
+        [replace(batched[0], rows=same[0].rows)], "step", axis_size=3, in_axes=of_lanes
     )
-    assert again[0].x.tolist() == [[3.0, 3.0]] * 2
+    assert again[0].x.tolist() == [[3.0, 3.0]] * 3
     text = r"at `0\.rows`, the model: int64\[3\]; the delta: another int64\[3\]\."
     with pytest.raises(ValueError, match=text):
         apply_delta(other, delta)

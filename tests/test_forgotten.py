@@ -87,7 +87,7 @@ def node(f=None, g=None):
 
 def use_models():
     net = [node(), node()]
-    model, delta = vmap_call_all_fns(net, "step", axis_size=2)
+    model, delta = vmap_call_all_fns(net, "step", axis_size=3)
     return [*net, *model, delta, model[0].x, delta.values[0].x]
 
 
@@ -142,7 +142,7 @@ def use_function_that_fails():
         raise RuntimeError(f"of a {type(node).__name__}, {f}")
 
     with pytest.raises(RuntimeError, match="of a Node"):
-        vmap_call_all_fns([node()], fails, axis_size=2)
+        vmap_call_all_fns([node()], fails, axis_size=3)
     return [f, array, fails]
 
 
@@ -174,7 +174,7 @@ def use_moved_leaves():
 
 def use_filter(f):
     options: dict[str, Any] = {"state_to_exclude": f, "node_to_exclude": f}
-    vmap_call_all_fns([node()], "step", axis_size=2, **options)
+    vmap_call_all_fns([node()], "step", axis_size=3, **options)
     return [f]
 
 

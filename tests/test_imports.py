@@ -36,9 +36,9 @@ PACKAGE_OF = {
         "_annotations": "_fits _hints _names",
         "_layers": "_redraw _reset",
         "_plan": (
-            "_check_annotations _computation _constants _excludes _finish _kept _kind "
-            "_lane _levels _methods _order _over_lanes _recipe _request _schedule "
-            "_select _trace _work"
+            "_check_annotations _computation _constants _doubts _excludes _finish "
+            "_kept _kind _lane _levels _methods _order _over_lanes _recipe _request "
+            "_schedule _select _trace _work"
         ),
         "_run": "_blocks _compile _execute _layout _plain",
         "_calls": "_assign _call _checks _collective _explain _explanation _states",

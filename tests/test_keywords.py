@@ -246,7 +246,8 @@ def test_a_reset_keeps_the_lane_axis(key, name):
 
 def test_without_in_axes_a_method_sees_the_whole_stack(key):
     net, _ = made(key)
-    got, _ = vmap_call_all_fns(net, "grow", jnp.ones(()), axis_size=4)
+    with pytest.warns(UserWarning, match="called without `in_axes`"):
+        got, _ = vmap_call_all_fns(net, "grow", jnp.ones(()), axis_size=4)
     assert got[0].v.shape == (4, 4, 3)
 
 

@@ -76,7 +76,7 @@ def odd_net():
 
 
 def odd_ensemble():
-    batched, delta = vmap_call_all_fns(odd_net(), "step", axis_size=2)
+    batched, delta = vmap_call_all_fns(odd_net(), "step", axis_size=3)
     return lanes.Ensemble(batched[ODD], delta.in_axes[ODD])
 
 

@@ -296,3 +296,40 @@ def test_what_is_no_parameter(key):
     norm, _ = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "lanes", mode="batch")
     draw(Holder(jnp.arange(3), eqx.nn.Linear(2, 2, key=key), norm), key)
     vmap_call_all_fns(net(), lambda node: replace(node, v=jnp.ones(1)), axis_size=2)
+
+
+# Lanes that were forgotten.
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_reset_that_forgets_its_lanes(jit):
+    batched, _ = made(4)
+    text = (
+        "`reset_state` was called without `in_axes`, and gave 4 lanes to what seems to "
+        "have them already: `0.v` was of shape (4, 3) and is of shape (4, 4, 3), and "
+        "so with all that is written. Pass `in_axes`, the `StateDelta` of the call "
+        "that made these lanes, so that each lane gets its own; or `in_axes` that maps "
+        "nothing, `lambda leaf: None`, if the axis is another."
+    )
+
+    def reset(batched):
+        return vmap_reset_all_states(batched, axis_size=4)[0]
+
+    with pytest.warns(UserWarning, match=f"^{re.escape(text)}$"):
+        new = (eqx.filter_jit(reset) if jit else reset)(batched)
+    assert new[0].v.shape == (4, 4, 3)
+
+
+def test_what_forgets_nothing():
+    batched, delta = made(4)
+    vmap_reset_all_states(batched, in_axes=delta)
+    vmap_reset_all_states(batched, in_axes=lambda leaf: None, axis_size=4)
+    vmap_reset_all_states(batched, axis_size=5)
+    # By a function, whoever wrote it knows what it is given; with a mask, all that is
+    # written has something to keep.
+    vmap_call_all_fns(batched, lambda cell: cell.reset_state(), axis_size=4)
+    vmap_reset_all_states(batched, axis_size=4, where=[True] * 4)
+    # One array of another size is enough, and so are none that were there.
+    one = [replace(batched[0], v=jnp.ones((3, 4))), batched[1]]
+    vmap_reset_all_states(one, axis_size=4)
+    vmap_init_all_states([Cell(jnp.ones(4))], axis_size=4)

@@ -568,11 +568,11 @@ def test_lowering_grows_with_kinds_not_with_nodes(reads, lane_key):
         x: jax.Array
 
         def step(self, *, key):
-            drawn = jax.random.normal(key, (2,))
+            drawn = jax.random.normal(key, (3,))
             return replace(self, x=jnp.sin(self.x) + jnp.tanh(drawn))
 
     def computed(count):
-        net = [Reads(jnp.ones(2) + i) if reads else Draw(3) for i in range(count)]
+        net = [Reads(jnp.ones(3) + i) if reads else Draw(3) for i in range(count)]
 
         def run(net, key):
             return vmap_call_all_fns(net, "step", axis_size=2, key=key)[0]

@@ -7,14 +7,14 @@ putting the arrays in place.
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
 
-from ._arguments import unmatched
 from ._axes import Axes, check_leaf_lengths
+from ._doubts import doubts
 from ._excludes import Excludes
 from ._finish import (
     describe,
@@ -24,7 +24,6 @@ from ._finish import (
     Sources,
     written_paths,
 )
-from ._kept import kept_parameters
 from ._kind import ArraySpec, Call, Lanes, place_of, spec_of, StaticSpec
 from ._memo import Cell, recipe_cell, surroundings
 from ._methods import definition_token
@@ -33,7 +32,6 @@ from ._paths import same_structure
 from ._places import Path
 from ._plan import make_plan, Plain, Plan, Visit
 from ._request import excluded_leaves, Request
-from ._reset import reset_parameters
 from ._select import excluded_nodes, select_nodes, Selection
 from ._warn import warn
 
@@ -138,10 +136,8 @@ def find_recipe(
         warn(selection.warnings)
         made = propose(walked, selection, request, axes, call, excludes, plain)
         plan, placed = made.plan, made.placed
-        warnings = tuple(_unmatched(excludes, request))
-        if request.fn_name is reset_parameters:
-            called = selection.methods
-            warnings += tuple(kept_parameters(plan, placed, axes, walked, called))
+        rest = plan, placed, axes, walked
+        warnings = tuple(doubts(*rest, selection.methods, excludes, request))
         warn(warnings)
         lanes = request.lanes
         if lanes is not None and lanes.is_apart:
@@ -210,18 +206,9 @@ def _token(
         excluded,
         None if excludes is None else (excludes.token,),
         request.where is not None,
+        request.in_axes is not None,
         request.state_tag,
     )
-
-
-def _unmatched(excludes: Excludes | None, request: Request) -> Iterator[str]:
-    """What to say where no written leaf matches `state_to_exclude`."""
-    entries = request.bare_filters["state_to_exclude"]
-    if excludes is None or not excludes.answers or any(excludes.answers.values()):
-        return
-    if entries:
-        what, tags = "written leaf", excludes.tags_asked()
-        yield unmatched("state_to_exclude", entries, what, tags, ["arrays"])
 
 
 def _leaf_token(x: Any) -> Hashable:

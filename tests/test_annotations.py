@@ -19,8 +19,8 @@ import annotated
 import annotated_late
 import chorax
 from annotated import f, i
-from chorax._fits import check_fields
-from chorax._hints import hinted_fields
+from chorax._annotations._fits import check_fields
+from chorax._annotations._hints import hinted_fields
 
 
 def touch(node):

@@ -10,8 +10,8 @@ import pytest
 
 import chorax
 from chorax import call_all_fns, replace, vmap_call_all_fns
-from chorax._compile import Compiled
-from chorax._work import is_simple, work_of
+from chorax._plan._work import is_simple, work_of
+from chorax._run._compile import Compiled
 from layers import LAYERS
 from rows import quick
 

@@ -23,34 +23,6 @@ FLOORS = [
     ["__init__"],
 ]
 FLOOR_OF = {package: floor for floor, row in enumerate(FLOORS) for package in row}
-# The package of each module that is not yet in the folder of one.
-PACKAGE_OF = {
-    module: package
-    for package, modules in {
-        "_text": "_places _show _table _typed _warn",
-        "_tree": "_draft _holder _keys _memo _nodes _paths _replace _same",
-        "_lanes": (
-            "_arguments _axes _lane_axes _lane_checks _picking _spread _stacking"
-        ),
-        "_deltas": "_apply _delta",
-        "_annotations": "_fits _hints _names",
-        "_layers": "_redraw _reset",
-        "_plan": (
-            "_check_annotations _computation _constants _doubts _excludes _finish "
-            "_kept _kind _lane _levels _methods _order _over_lanes _recipe _request "
-            "_schedule _select _trace _work"
-        ),
-        "_run": "_blocks _compile _execute _layout _plain",
-        "_calls": "_assign _call _checks _collective _explain _explanation _states",
-    }.items()
-    for module in modules.split()
-}
-# Imports that still climb: this list only gets shorter.
-CLIMBS: set[tuple[str, str]] = set()
-
-
-def package_of(name: str) -> str:
-    return PACKAGE_OF.get(name, name)
 
 
 def imports_of(file: Path) -> set[str]:
@@ -70,33 +42,22 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-def climbs() -> set[tuple[str, str]]:
-    rows: set[tuple[str, str]] = set()
-    for file in ROOT.rglob("*.py"):
-        name = file.relative_to(ROOT).parts[0].removesuffix(".py")
-        for other in imports_of(file):
-            package, source = package_of(name), package_of(other)
-            is_above = FLOOR_OF[source] >= FLOOR_OF[package]
-            if is_above and source != package:
-                rows.add((name, other))
-    return rows
+def own_package(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def test_every_module_has_a_floor():
-    names = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py")}
-    for name in names:
-        assert package_of(name.removesuffix(".py")) in FLOOR_OF, name
+    assert {own_package(file) for file in ROOT.rglob("*.py")} == set(FLOOR_OF)
 
 
 def test_imports_go_downward():
-    new = climbs() - CLIMBS
-    assert not new, "These imports climb: " + ", ".join(
-        f"{name} from {other}" for name, other in sorted(new)
-    )
-
-
-def test_exceptions_are_needed():
-    assert climbs() >= CLIMBS
+    climbs = [
+        f"{file.relative_to(ROOT)} from {other}"
+        for file in ROOT.rglob("*.py")
+        for other in sorted(imports_of(file) - {own_package(file)})
+        if FLOOR_OF[other] >= FLOOR_OF[own_package(file)]
+    ]
+    assert not climbs, "These imports climb: " + ", ".join(climbs)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,27 @@ from typing import Any, cast, Generic, overload, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
-from ._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
-from ._holder import LaneHolder
-from ._lane_axes import agreed_count, count_lanes, lane_axes, LaneAxes, take_lanes
-from ._paths import leaf_paths
-from ._replace import replace
-from ._table import counted, in_bytes, is_array_like, Row, size_of, Table, value_cells
-from ._typed import check_type
+from ._lanes._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
+from ._lanes._lane_axes import (
+    agreed_count,
+    count_lanes,
+    lane_axes,
+    LaneAxes,
+    take_lanes,
+)
+from ._text._table import (
+    counted,
+    in_bytes,
+    is_array_like,
+    Row,
+    size_of,
+    Table,
+    value_cells,
+)
+from ._text._typed import check_type
+from ._tree._holder import LaneHolder
+from ._tree._paths import leaf_paths
+from ._tree._replace import replace
 
 
 M = TypeVar("M")

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax.tree_util as jtu
 
-from ._paths import walk
-from ._places import Path, place
-from ._show import short, shown
+from ._text._places import Path, place
+from ._text._show import short, shown
+from ._tree._paths import walk
 
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""Whether a module fits its annotations, given structure and shapes."""

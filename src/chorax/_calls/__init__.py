@@ -1,0 +1,1 @@
+"""What users call, and the road that every call takes."""

@@ -1,0 +1,1 @@
+"""What a call has written, as a value."""

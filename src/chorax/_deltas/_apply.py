@@ -1,0 +1,92 @@
+"""Putting a delta into a model, and finding the delta between two."""
+
+from typing import Any, TypeVar
+
+import jax.tree_util as jtu
+
+from .._text._typed import check_type
+from .._tree._paths import leaf_paths, same_structure
+from .._tree._same import is_same
+from ._delta import make_delta, mismatch, StateDelta
+
+
+T = TypeVar("T")
+
+
+def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
+    """Puts the written values of a delta into a model.
+
+    **Arguments:**
+
+    - `model`: a model of the structure that the delta was made from, or of the one that
+        it made; its values do not matter.
+    - `delta`: what `vmap_call_all_fns` and its relatives return, or `diff`.
+
+    **Returns:**
+
+    A new model of the structure that the delta made. Leaves that were not written are
+    those of `model`, the same objects.
+
+    **Raises:** `ValueError` for a model of another structure, naming the first path
+    that differs; `TypeError` if `delta` is no `StateDelta`.
+
+    ```python
+    >>> import chorax
+    >>> import jax
+    >>> import equinox as eqx
+    >>> linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    >>> other, delta = chorax.call_all_fns(
+    ...     linear, chorax.reset_parameters, key=jax.random.key(1))
+    >>> bool((chorax.apply_delta(linear, delta).weight == other.weight).all())
+    True
+
+    ```
+    """
+    words = "a `StateDelta`, as collective calls and `diff` return"
+    check_type(delta, StateDelta, "`delta` of `apply_delta`", words)
+    leaves, structure = jtu.tree_flatten(model)
+    rows = delta.leaves()
+    if same_structure(structure, delta.after):
+        old = leaves
+    elif same_structure(structure, delta.before):
+        by_path = dict(zip(leaf_paths(structure), leaves, strict=True))
+        old = [by_path.get(path) for path, _, _, _ in rows]
+    else:
+        raise ValueError(
+            "This model has another structure than the delta was made from: "
+            + mismatch(structure, delta.before, "the model", "the delta")
+        )
+    new = [x if written else y for (_, x, written, _), y in zip(rows, old, strict=True)]
+    return jtu.tree_unflatten(delta.after, new)
+
+
+def diff(old: Any, new: T) -> "StateDelta[T]":
+    """The delta from one model to another.
+
+    **Arguments:**
+
+    - `old`, `new`: two PyTrees. An array of `new` was written if it is not the very
+        object that `old` has at the same path; any other leaf if its type, its `==` or
+        the `repr` of a number tells it apart, or if it can't be compared so and is
+        another object. Marks that hold nothing, as `eqx.nn.Shared` makes, are equal.
+
+    **Returns:**
+
+    A `StateDelta` without lanes, so that `apply_delta(old, diff(old, new))` is `new`.
+
+    ```python
+    >>> import chorax
+    >>> chorax.diff({"a": 1, "b": 2}, {"a": 1, "b": 3}).to_dict()
+    {'b': 3}
+
+    ```
+    """
+    old_leaves, before = jtu.tree_flatten(old)
+    leaves, after = jtu.tree_flatten(new)
+    by_path = dict(zip(leaf_paths(before), old_leaves, strict=True))
+    pairs = zip(leaf_paths(after), leaves, strict=True)
+    written = [p not in by_path or not is_same(by_path[p], x) for p, x in pairs]
+    count = len(leaves)
+    values = [x if w else None for x, w in zip(leaves, written, strict=True)]
+    none, untagged = [None] * count, [frozenset[str]()] * count
+    return make_delta(before, after, values, written, none, untagged, None, none)

@@ -1,0 +1,1 @@
+"""Which leaves have lanes, and what is done with lanes."""

@@ -1,0 +1,218 @@
+"""Models as lanes see them: which leaves have a lane axis, and single lanes."""
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.sharding
+import jax.tree_util as jtu
+import numpy as np
+
+from .._text._places import place
+from .._text._show import shown
+from .._tree._holder import AxesHolder
+from .._tree._paths import leaf_paths
+from ._arguments import as_array
+from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LaneAxes:
+    """A batched model taken apart; axes are counted from the front."""
+
+    leaves: list[Any]
+    structure: jtu.PyTreeDef
+    axes: Axes
+    size: int
+
+    def rebuild(self, leaves: list[Any]) -> Any:
+        """The model with other leaves."""
+        return jtu.tree_unflatten(self.structure, leaves)
+
+
+def lane_axes(batched: Any, axes: Any) -> LaneAxes:
+    """Takes a batched model apart; errors if its leaves disagree on their lanes."""
+    axis_size = axes.axis_size if isinstance(axes, AxesHolder) else None
+    leaves, structure = jtu.tree_flatten(batched)
+    found = resolve_axes(batched, plain_axes(axes), "axes")
+    told = agreed_count(leaves, structure, found, "axes")
+    size = axis_size if told is None else told
+    if size is None:
+        raise ValueError(
+            "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` "
+            "or the tree of axes that came with the batched model."
+        )
+    counted = tuple(
+        None if axis is None else axis % x.ndim
+        for x, axis in zip(leaves, found, strict=True)
+    )
+    return LaneAxes(leaves, structure, counted, size)
+
+
+def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
+    """The same; errors say which model it was."""
+    try:
+        return lane_axes(batched, axes)
+    except Exception as error:
+        error.add_note(f"Raised by {name}.")
+        raise
+
+
+def columns_of(
+    parts: Sequence[LaneAxes],
+) -> Iterator[tuple[str, int | None, list[Any]]]:
+    """For each leaf where it stands, its lane axis, and its value in every part."""
+    first = parts[0]
+    paths = leaf_paths(first.structure)
+    columns = zip(*(part.leaves for part in parts), strict=True)
+    for path, axis, column in zip(paths, first.axes, columns, strict=True):
+        yield place(path), axis, list(column)
+
+
+def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
+    """The lanes at an index, and whether it is one lane, without a lane axis."""
+    which = _checked_index(index, lanes.size)
+    drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
+    leaves = [
+        x if axis is None else _taken(x, axis, which)
+        for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
+    ]
+    return lanes.rebuild(leaves), drops_axis
+
+
+def library_of(arrays: Sequence[Any], by: Any = None) -> Any:
+    """NumPy for arrays that are all its own, unless what lanes are taken or chosen by
+    is traced; else JAX's."""
+    is_host = all(isinstance(x, np.ndarray | np.generic) for x in arrays)
+    return np if is_host and not isinstance(by, jax.core.Tracer) else jnp
+
+
+def _taken(x: Any, axis: int, which: Any) -> Any:
+    if library_of([x], which) is np:
+        return x[(*[slice(None)] * axis, which)]
+    return _taken_by_jax(jnp.asarray(x), axis, which)
+
+
+def _taken_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
+    front = [slice(None)] * axis
+    layout = x.aval.sharding  # What is explicit in it is a type.
+    entries: list[Any] = [*layout.spec]
+    if axis >= len(entries) or entries[axis] is None:
+        return x[(*front, which)]
+    # Lanes that live apart are taken to all devices, and JAX wants that to be said.
+    if isinstance(which, slice):
+        which = np.arange(x.shape[axis])[which]
+    entries[axis] = None
+    is_traced = isinstance(x, jax.core.Tracer)
+    mesh = layout.mesh if is_traced else cast(Any, x.sharding).mesh
+    out = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
+    rows = jnp.atleast_1d(jnp.asarray(which))
+    taken = cast(Any, x.at[(*front, rows)]).get(out_sharding=out)
+    return taken if np.ndim(which) else jnp.squeeze(taken, axis)
+
+
+def count_lanes(size: int, index: Any) -> int:
+    """How many lanes a slice, a mask or an array of indices takes of so many."""
+    return np.zeros(size)[_shape_only(_checked_index(index, size))].shape[0]
+
+
+def _shape_only(which: Any) -> Any:
+    is_traced = isinstance(which, jax.core.Tracer)
+    return np.zeros(which.shape, int) if is_traced else which
+
+
+def agreed_count(
+    leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, name: str
+) -> int | None:
+    """How many lanes all mapped leaves have; `None` if there is none. Errors if they
+    disagree."""
+    if all(axis is None for axis in axes):
+        return None
+    counts = list(map(_lane_count, leaves, axes))
+    told = next((i for i, count in enumerate(counts) if count is not None), None)
+    size = 1 if told is None else cast(int, counts[told])
+    try:
+        check_leaf_lengths(leaves, structure, axes, size, name)
+    except ValueError as error:
+        if told is not None:
+            error.add_note(f"{place(leaf_paths(structure)[told])} has {size} lanes.")
+        raise
+    return size
+
+
+def _lane_count(leaf: Any, axis: int | None) -> int | None:
+    if axis is None or not eqx.is_array(leaf):
+        return None
+    shape: tuple[int, ...] = leaf.shape
+    return shape[axis] if -len(shape) <= axis < len(shape) else None
+
+
+def _checked_index(index: Any, size: int) -> Any:
+    if isinstance(index, slice):
+        return _checked_slice(cast(Any, index))
+    if isinstance(index, bool | np.bool_):
+        raise TypeError("A lane's index must be an integer, but got a `bool`.")
+    if hasattr(index, "__index__") and not isinstance(index, jax.Array | np.ndarray):
+        return _in_range(operator.index(index), size)
+    if not isinstance(index, jax.Array | np.ndarray | list | tuple):
+        raise TypeError(
+            "Lanes are taken by an integer, a slice, a mask or an array of indices, "
+            f"but got {shown(index)}."
+        )
+    array = as_array(index)
+    if array is None:
+        raise TypeError(f"Lanes are taken by integers, but got {shown(index)}.")
+    if array.size == 0 and isinstance(index, list | tuple):
+        array = array.astype(np.int32)  # NumPy makes floats of an empty list.
+    if array.ndim > 1:
+        raise ValueError(
+            "Lanes are taken by indices along one axis, but got the shape "
+            f"{array.shape}."
+        )
+    if array.dtype == np.bool_:
+        return _where_true(array, size)
+    if not jnp.issubdtype(array.dtype, np.integer):
+        got = array.dtype if array is index else shown(index)
+        raise TypeError(f"Lanes are taken by integers, but got {got}.")
+    is_traced = isinstance(index, jax.core.Tracer)
+    if not is_traced:
+        for each in np.asarray(array).reshape(-1).tolist():
+            _in_range(each, size)
+    return array
+
+
+def _checked_slice(index: Any) -> Any:
+    for entry in (index.start, index.stop, index.step):
+        try:
+            operator.index(0 if entry is None else entry)
+        except TypeError:
+            raise TypeError(
+                "A slice of lanes takes integers, known while tracing, but got "
+                f"{shown(entry)}. An array of indices may be traced."
+            ) from None
+    return index
+
+
+def _where_true(mask: Any, size: int) -> Any:
+    if mask.shape != (size,):
+        raise ValueError(
+            f"A mask of lanes must have the shape ({size},), but has {mask.shape}."
+        )
+    if isinstance(mask, jax.core.Tracer):
+        raise ValueError(
+            "How many lanes a traced mask keeps is not known while tracing. Choose "
+            "lane by lane with `chorax.lanes.where`, or take "
+            "`jnp.flatnonzero(mask, size=...)`."
+        )
+    return np.flatnonzero(np.asarray(mask))
+
+
+def _in_range(index: int, size: int) -> int:
+    if not -size <= index < size:
+        raise IndexError(f"There are {size} lanes, so there is none at index {index}.")
+    return index

@@ -1,0 +1,138 @@
+"""Whether models can be lanes of one another."""
+
+import functools
+from numbers import Number
+from types import FunctionType
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from .._text._places import place
+from .._text._show import named, short
+from .._tree._paths import first_difference, same_structure
+from .._tree._same import is_same
+from ._axes import is_foreign, not_taken
+from ._lane_axes import library_of
+
+
+def check_structures(
+    left: jtu.PyTreeDef, right: jtu.PyTreeDef, left_name: str, right_name: str
+) -> None:
+    """Raises unless two structures are equal, for the first path that differs."""
+    if same_structure(left, right):
+        return
+    path, a, b = first_difference(left, right) or ((), "one", "another")
+    problem = f"{left_name}: {a}; {right_name}: {b}."
+    if path[-1:] == ("marker",) and "<object>" in (a, b):
+        problem = (
+            "each `StateIndex` has a marker of its own. Make each model by "
+            "`eqx.nn.make_with_state`, which makes them equal; or make one, and draw "
+            "the others by `vmap_call_all_fns(model, reset_parameters, ...)`."
+        )
+    raise ValueError(
+        f"Lanes are models of one structure, but {left_name} and {right_name} differ "
+        f"at {place(path)}: {problem}"
+    )
+
+
+def check_alike(one: Any, other: Any, places: str, axis: int | None = None) -> None:
+    """Raises unless two arrays have the same dtype, and the same shape but for an
+    axis."""
+    is_host = library_of([one, other]) is np
+    shapes: list[Any] = []
+    for x in (one, other):
+        if not eqx.is_array(x):
+            raise ValueError(
+                f"{places} differ: one is no array, but {named(x)}, {short(x)}."
+            )
+        shape = list(x.shape)
+        if axis is not None and axis < len(shape):
+            shape[axis] = None
+        dtype = x.dtype
+        if not is_host:
+            dtype = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+        shapes.append((shape, dtype))
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{places} differ: {one.dtype}{list(one.shape)} against "
+            f"{other.dtype}{list(other.shape)}."
+        )
+
+
+def check_mappable(x: Any, place_: str, cure: str) -> None:
+    """Raises for an array that can't have a lane axis."""
+    if is_foreign(x):
+        raise ValueError(
+            f"{place_} can't have a lane axis: {not_taken(x)}. Share it, by {cure}."
+        )
+
+
+def check_same(one: Any, other: Any, places: str) -> None:
+    """Raises unless two shared leaves are equal, as far as it can be told."""
+    if one is other:
+        return
+    if eqx.is_array(one) and eqx.is_array(other):
+        check_alike(one, other, places)
+        if any(isinstance(x, jax.core.Tracer) for x in (one, other)):
+            return
+        if not _equal_arrays(one, other):
+            raise ValueError(
+                f"{places} have other values, but no lane axis: one of them would be "
+                "lost. Give the leaf a lane axis, or make it the same in all."
+            )
+        return
+    if type(one) is not type(other) or not _equal(one, other):
+        raise ValueError(
+            f"{places} differ: {short(one)} against {short(other)}. What is no array "
+            "is shared by all lanes; make it an array to have one per lane."
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if is_same(one, other):
+        return True
+    if eqx.is_array(one) or eqx.is_array(other):
+        is_traced = any(isinstance(x, jax.core.Tracer) for x in (one, other))
+        return type(one) is type(other) and not is_traced and _equal_arrays(one, other)
+    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
+        # A constructor may make its functions anew for each model.
+        return one.__code__ is other.__code__ and _equal_parts(
+            _bound(one), _bound(other)
+        )
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        pair = [(x.func, x.args, x.keywords) for x in cast(list[Any], [one, other])]
+        return _equal_parts(*pair)
+    try:
+        # Numbers have been told apart by more than that.
+        return not isinstance(one, Number) and bool(one == other)
+    except Exception:
+        return False  # Its author's comparison can't tell.
+
+
+def _bound(function: FunctionType) -> Any:
+    """What else than its code a function goes by."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return cells, function.__defaults__, function.__kwdefaults__
+
+
+def _equal_parts(one: Any, other: Any) -> bool:
+    leaves, structure = jtu.tree_flatten(one)
+    others, other_structure = jtu.tree_flatten(other)
+    are_same = same_structure(structure, other_structure)
+    return are_same and all(map(_equal, leaves, others))
+
+
+def _equal_arrays(one: Any, other: Any) -> bool:
+    def plain(x: Any) -> bytes:
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if is_key else x).tobytes()
+
+    same = (one.shape, one.dtype) == (other.shape, other.dtype)
+    if same and one.dtype == object:
+        return _equal_parts(one.tolist(), other.tolist())
+    return same and plain(one) == plain(other)

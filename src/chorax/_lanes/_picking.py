@@ -1,0 +1,147 @@
+"""Lanes picked, chosen one by one, and spread over devices."""
+
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING, TypeAlias, TypeVar
+
+import equinox as eqx
+import jax
+import jax.sharding
+import jax.tree_util as jtu
+from jax.typing import ArrayLike
+
+from .._text._typed import check_type
+from ._arguments import as_array, check_mask
+from ._lane_axes import columns_of, lane_axes, library_of, named_lane_axes, take_lanes
+from ._lane_checks import check_alike, check_same, check_structures
+from ._spread import check_sharding
+
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    _Mask: TypeAlias = ArrayLike | Sequence[bool]
+else:
+    # What is no mask gets an error of ours, whoever checks types.
+    _Mask = Any
+
+
+def take(batched: T, axes: Any, index: Any) -> T:
+    """Picks lanes.
+
+    **Arguments:**
+
+    - `batched`, `axes`: as in `unstack`.
+    - `index`: an integer, which drops the lane axis; or a slice, a mask of shape
+        `(axis_size,)` or indices of shape `(k,)`, which keep it where it is. Indices
+        may be traced; one out of range is then clamped, as JAX does. A mask may not:
+        how many lanes it keeps would not be known.
+
+    **Returns:** the model of one lane, or a batched model with the same `axes`.
+
+    **Raises:** `IndexError` for an index out of range, `TypeError` for what is no
+    index, `ValueError` for a mask of another shape or a traced one.
+
+    ```python
+    >>> import chorax, jax.numpy as jnp
+    >>> batched = {"v": jnp.arange(8.0).reshape(4, 2), "w": jnp.ones(2)}
+    >>> axes = {"v": 0, "w": None}
+    >>> chorax.lanes.take(batched, axes, -1)["v"].tolist()
+    [6.0, 7.0]
+    >>> chorax.lanes.take(batched, axes, [2, 0, 2])["v"].shape
+    (3, 2)
+
+    ```
+    """
+    return take_lanes(lane_axes(batched, axes), index)[0]
+
+
+def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
+    """Chooses lane by lane between two batched models.
+
+    With it the lanes that are done begin anew, and the others go on. To call a method
+    in some lanes only, see the keyword `where` of `vmap_call_all_fns`.
+
+    **Arguments:**
+
+    - `mask`: booleans of shape `(axis_size,)`; may be traced.
+    - `new`, `old`: batched models of the same structure; lanes are those of `new` where
+        `mask` is true. A shared leaf can't be chosen by lanes: it is that of `old`.
+    - `axes`: as in `unstack`, the same for both.
+
+    **Returns:** a batched model with the same `axes`.
+
+    **Raises:** `ValueError` for the first path at which the two differ in structure,
+    shape, dtype or in a leaf that is no array, and for a mask of another shape.
+
+    ```python
+    >>> import chorax, jax.numpy as jnp
+    >>> new, old = {"v": jnp.zeros((3, 2))}, {"v": jnp.ones((3, 2))}
+    >>> chorax.lanes.where([True, False, True], new, old, 0)["v"].sum(1).tolist()
+    [0.0, 2.0, 0.0]
+
+    ```
+    """
+    structures = jtu.tree_structure(old), jtu.tree_structure(new)
+    check_structures(*structures, "`old`", "`new`")
+    before, after = lane_axes(old, axes), named_lane_axes(new, axes, "`new`")
+    columns = list(columns_of([before, after]))
+    for place_, axis, (kept, fresh) in columns:
+        where_ = f"{place_} of `old` and `new`"
+        if axis is not None:
+            check_alike(kept, fresh, where_)
+        elif not eqx.is_array(kept):
+            check_same(kept, fresh, where_)
+    check_mask(mask, before.size, "mask")
+    chosen = as_array(mask)
+    leaves: list[Any] = []
+    for _, axis, (kept, fresh) in columns:
+        if axis is None:
+            leaves.append(kept)
+            continue
+        shape = [1] * kept.ndim
+        shape[axis] = before.size
+        library = library_of([fresh, kept], chosen)
+        leaves.append(library.where(chosen.reshape(shape), fresh, kept))
+    return before.rebuild(leaves)
+
+
+def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
+    """Spreads lanes over the devices of a mesh.
+
+    **Arguments:**
+
+    - `batched`, `axes`: as in `unstack`.
+    - `sharding`: a `NamedSharding` whose specification has one entry, the name of the
+        mesh axis (or a tuple of names) along which the lanes lie. Shared leaves are on
+        all of its devices, those of NumPy on the host. What is spread along other axes
+        of the mesh stays so.
+
+    **Returns:** the same model, laid out so; what lies so already is the same object.
+
+    **Raises:** `ValueError` for another specification, for an abstract mesh, or if the
+    lanes do not divide evenly among the devices.
+
+    To make lanes where they are to live, see `sharding` of `vmap_call_all_fns`.
+
+    ```python
+    >>> import chorax, jax, jax.numpy as jnp
+    >>> from jax.sharding import NamedSharding, PartitionSpec
+    >>> mesh = jax.make_mesh((1,), ("lanes",))
+    >>> sharding = NamedSharding(mesh, PartitionSpec("lanes"))
+    >>> batched = chorax.lanes.shard({"v": jnp.ones((4, 2))}, 0, sharding)
+    >>> batched["v"].sharding.spec == PartitionSpec("lanes")
+    True
+
+    ```
+    """
+    words = "a `jax.sharding.NamedSharding`, of a mesh and the name of an axis"
+    check_type(sharding, jax.sharding.NamedSharding, "`sharding` of `shard`", words)
+    lanes = lane_axes(batched, axes)
+    found = check_sharding(sharding, lanes.size)
+    pairs = zip(lanes.leaves, lanes.axes, strict=True)
+    return lanes.rebuild(
+        # What is shared and on the host is at hand for all devices.
+        [
+            x if axis is None and not isinstance(x, jax.Array) else found.place(x, axis)
+            for x, axis in pairs
+        ]
+    )

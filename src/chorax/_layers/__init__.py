@@ -1,0 +1,1 @@
+"""How layers draw their parameters."""

@@ -1,0 +1,90 @@
+"""Parameters that `reset_parameters` leaves as they were, for want of a rule."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from .._lanes._axes import Axes
+from .._layers._reset import reset_parameters
+from .._text._places import Path, place
+from .._text._table import in_bytes, size_of
+from .._tree._nodes import Walked
+from ._finish import Placed
+from ._kind import ArraySpec
+from ._planner import Plan
+
+
+# So many paths and classes are named.
+_NAMED = 3
+
+
+def has_rule(function: Any, node: Any) -> bool:
+    """Whether a function does more for a node than by default, if it goes by class as
+    `functools.singledispatch` makes it."""
+    dispatch = getattr(function, "dispatch", None)
+    registry = getattr(function, "registry", None)
+    if not callable(dispatch) or not isinstance(registry, Mapping):
+        return True
+    default = cast("Mapping[Any, Any]", registry).get(object)
+    return dispatch(type(node)) is not default
+
+
+def kept_arrays(
+    plan: Plan, placed: Sequence[Placed], axes: Axes, walked: Walked
+) -> Mapping[Path, list[tuple[Path, jax.ShapeDtypeStruct]]]:
+    """The inexact arrays that no call writes and no lane has for itself, by the path of
+    the module that they are directly in; the root's for those in none."""
+    modules = set(walked.survey.module_paths)
+    kept: dict[Path, list[tuple[Path, jax.ShapeDtypeStruct]]] = {}
+    for leaf in placed:
+        spec = plan.specs[leaf.name]
+        if leaf.written or leaf.original is None or not isinstance(spec, ArraySpec):
+            continue
+        is_inexact = jnp.issubdtype(spec.struct.dtype, jnp.inexact)
+        if is_inexact and axes[leaf.original] is None:
+            around = (leaf.path[:i] for i in range(len(leaf.path), 0, -1))
+            owner = next((path for path in around if path in modules), ())
+            kept.setdefault(owner, []).append((leaf.path, spec.struct))
+    return kept
+
+
+def kept_parameters(
+    plan: Plan,
+    placed: Sequence[Placed],
+    axes: Axes,
+    walked: Walked,
+    called: Collection[int],
+) -> Iterator[str]:
+    """What to say where arrays that look like parameters are still the target's own:
+    directly in called nodes without a rule."""
+    kept = kept_arrays(plan, placed, axes, walked)
+    found: dict[Path, str] = {}
+    size = 0
+    for index, node in enumerate(walked.nodes):
+        if node.path not in kept or index not in called:
+            continue
+        if not has_rule(reset_parameters, node.module):
+            for path, struct in kept[node.path]:
+                found[path] = type(node.module).__name__
+                size += size_of(struct) or 0
+    if found:
+        yield _message(found, size)
+
+
+def _message(kept: dict[Path, str], size: int) -> str:
+    paths = [place(path) for path in kept]
+    classes = list(dict.fromkeys(kept.values()))
+    more = len(paths) - _NAMED
+    shown = ", ".join(paths[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    found = "1 array" if len(paths) == 1 else f"{len(paths)} arrays"
+    owners = ", ".join(classes[:_NAMED]) + (", …" if len(classes) > _NAMED else "")
+    return (
+        f"`reset_parameters` left {found} ({in_bytes(size)}) as they were: {shown}. "
+        f"There is no rule for {owners}. Register one with "
+        f"`@chorax.reset_parameters.register({classes[0]})`; one that returns the node "
+        "unchanged says that its arrays are to stay. Or leave the nodes out with "
+        "`node_to_exclude`, or build the members with their constructor under "
+        "`eqx.filter_vmap`."
+    )

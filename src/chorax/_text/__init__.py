@@ -1,0 +1,1 @@
+"""How values and places read in messages and tables."""

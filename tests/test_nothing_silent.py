@@ -333,3 +333,85 @@ def test_what_forgets_nothing():
     one = [replace(batched[0], v=jnp.ones((3, 4))), batched[1]]
     vmap_reset_all_states(one, axis_size=4)
     vmap_init_all_states([Cell(jnp.ones(4))], axis_size=4)
+
+
+# Arguments that were meant for the call, and errors with a known cure.
+
+
+def notes_of(info):
+    return getattr(info.value, "__notes__", [])
+
+
+def test_the_number_of_lanes_given_by_position(key):
+    text = (
+        "`axis_size` must be a positive integer, the number of lanes, but it is "
+        "missing. 4 went to the methods as `args`. Did you mean `axis_size=4`?"
+    )
+    calls: list[Any] = [
+        lambda: vmap_call_all_fns(eqx.nn.Linear(2, 2, key=key), reset_parameters, 4),
+        lambda: vmap_call_all_fns(net(), "init_state", (4,)),
+        lambda: vmap_init_all_states(net(), 4),
+        lambda: vmap_reset_all_states(net(), 4, key=key),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            call()
+    batched, delta = made(4)
+    with pytest.raises(TypeError, match="positional argument") as info:
+        vmap_reset_all_states(batched, 4, in_axes=delta)
+    question = "4 went to the methods as `args`. Did you mean `axis_size=4`?"
+    assert question in notes_of(info)
+
+
+def test_a_keyword_close_to_an_option():
+    batched, delta = made(4)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'wher'") as info:
+        vmap_reset_all_states(batched, in_axes=delta, wher=[True] * 4)
+    assert (
+        "`wher` went to the methods as a keyword argument. Did you mean the option "
+        "`where`?"
+    ) in notes_of(info)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'") as info:
+        vmap_reset_all_states(batched, in_axes=delta, colour=1)
+    assert not any("Did you mean the option" in note for note in notes_of(info))
+
+
+def test_a_method_that_changes_its_node_in_place(key):
+    class Changes(eqx.Module):
+        v: jax.Array
+
+        def step(self):
+            self.v = self.v + 1
+            return self
+
+    with pytest.raises(Exception, match="cannot assign") as info:
+        vmap_call_all_fns(Changes(jnp.ones(3)), "step", axis_size=2)
+    assert (
+        "Modules are not changed in place: return `chorax.replace(self, field=value)`."
+    ) in notes_of(info)
+
+
+def test_a_rule_without_a_key(key):
+    class Scale(eqx.Module):
+        gain: jax.Array
+
+    reset_parameters.register(Scale, lambda node: node)
+    with pytest.raises(TypeError, match="'key'") as info:
+        draw(Scale(jnp.ones(3)), key)
+    assert (
+        "A rule of `reset_parameters` is called as `rule(node, key=key)`: give it the "
+        "parameter `*, key`."
+    ) in notes_of(info)
+
+
+def test_stacking_models_of_different_activations(key):
+    models = [
+        eqx.nn.MLP(2, 2, 3, 1, activation=activation, key=key)
+        for activation in (jnp.tanh, jnp.sin)
+    ]
+    text = (
+        "What is no array is shared by all lanes; give all models the same function, or "
+        "keep them in a list."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        lanes.stack(models)

@@ -9,6 +9,7 @@ from .._lanes._arguments import bare_entries, check_filter, check_mask, check_po
 from .._lanes._axes import plain_axes, resolve_axes
 from .._lanes._lane_axes import agreed_count
 from .._lanes._spread import check_sharding
+from .._plan._advice import is_one_size, size_question
 from .._plan._kind import Lanes
 from .._plan._request import IfNotExist, Request
 from .._text._show import short, shown
@@ -28,6 +29,11 @@ def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> R
     named = {name: rest.pop(name, None) for name in _LANES}
     if has_lanes and rest["in_axes"] is not None:
         named["axis_size"] = _size_of(target, rest["in_axes"], named["axis_size"])
+    if has_lanes and named["axis_size"] is None and is_one_size(rest["args"]):
+        raise ValueError(
+            "`axis_size` must be a positive integer, the number of lanes, but it is "
+            f"missing. {size_question(rest['args'])}"
+        )
     lanes = check_lanes(**named) if has_lanes else None
     bare = {name: bare_entries(rest[name]) for name in _FILTERS}
     checked = {name: _CHECKS[name](rest.pop(name)) for name in _CHECKS}

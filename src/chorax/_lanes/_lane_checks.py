@@ -87,9 +87,12 @@ def check_same(one: Any, other: Any, places: str) -> None:
             )
         return
     if type(one) is not type(other) or not _equal(one, other):
+        cure = "make it an array to have one per lane"
+        if callable(one) or callable(other):
+            cure = "give all models the same function, or keep them in a list"
         raise ValueError(
             f"{places} differ: {short(one)} against {short(other)}. What is no array "
-            "is shared by all lanes; make it an array to have one per lane."
+            f"is shared by all lanes; {cure}."
         )
 
 

@@ -13,6 +13,7 @@ from .._text._places import dotted, Path, place
 from .._text._show import named, with_article
 from .._tree._memo import static_fields
 from .._tree._paths import walk
+from ._advice import advice
 from ._constants import held_by, is_fixed, statics
 from ._kind import (
     ArraySpec,
@@ -52,11 +53,8 @@ def call_once(
             result = getattr(node, call.name)(*args, **kwargs)
     except Exception as error:
         error.add_note(f"Raised by {where}, in a collective call of chorax.")
-        if _lacks_states(call.name, node, error):
-            error.add_note(
-                "Some of its fields are `None`, and it has an `init_state`: make the "
-                "states first, by `init_all_states` or `vmap_init_all_states`."
-            )
+        for note in advice(error, call.name, node, args, kwargs):
+            error.add_note(note)
         raise
     aux = None
     if call.has_aux:
@@ -95,16 +93,6 @@ def call_once(
         _check_constants((result, aux), inputs, where)
     fixed = is_fixed(tuple(constants))
     return news, Outcome(structure, origins, aux_structure, aux_origins, fixed)
-
-
-def _lacks_states(name: str | None, node: Any, error: Exception) -> bool:
-    """Whether a reset seems to have failed because there was nothing to reset."""
-    if name != "reset_state" or not hasattr(node, "init_state"):
-        return False
-    fields = cast("dict[str, Any]", vars(node))
-    # What a user's error says of itself might raise another.
-    told = any("None" in x for x in error.args if isinstance(x, str))
-    return told and any(x is None for x in fields.values())
 
 
 def _fill(spec: Spec, arrays: Any) -> Any:

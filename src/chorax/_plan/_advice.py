@@ -1,0 +1,93 @@
+"""What to add to an error that a method raises, where chorax knows the likely cure."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from .._text._show import short
+
+
+# The options that can be mistaken for keyword arguments of the methods.
+_OPTIONS = (
+    "axis_name",
+    "axis_size",
+    "args_in_axes",
+    "chunk_size",
+    "fn_if_not_exist",
+    "has_aux",
+    "in_axes",
+    "key",
+    "kwargs_in_axes",
+    "node_to_exclude",
+    "sharding",
+    "spmd_axis_name",
+    "state_tag",
+    "state_to_exclude",
+    "where",
+)
+
+
+def advice(
+    error: Exception,
+    name: str | None,
+    node: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Iterator[str]:
+    """What to say of an error of the method `name`, or of a function, on a node."""
+    # What a user's error says of itself might raise another.
+    text = " ".join(x for x in error.args if isinstance(x, str))
+    if isinstance(error, dataclasses.FrozenInstanceError):
+        yield (
+            "Modules are not changed in place: return "
+            "`chorax.replace(self, field=value)`."
+        )
+    elif _lacks_states(name, node, text):
+        yield (
+            "Some of its fields are `None`, and it has an `init_state`: make the "
+            "states first, by `init_all_states` or `vmap_init_all_states`."
+        )
+    elif isinstance(error, TypeError) and "positional argument" in text:
+        if len(args) == 1 and _is_size(args[0]):
+            yield size_question(args[0])
+    elif isinstance(error, TypeError) and "unexpected keyword argument" in text:
+        wrong = [each for each in kwargs if f"'{each}'" in text]
+        close = [x for each in wrong for x in difflib.get_close_matches(each, _OPTIONS)]
+        if name is None and "key" in wrong:
+            yield (
+                "A rule of `reset_parameters` is called as `rule(node, key=key)`: give "
+                "it the parameter `*, key`."
+            )
+        elif close:
+            yield (
+                f"`{wrong[0]}` went to the methods as a keyword argument. Did you mean "
+                f"the option `{close[0]}`?"
+            )
+
+
+def size_question(args: Any) -> str:
+    """What to ask where one integer was given in place of `axis_size`."""
+    [size] = cast("tuple[Any]", args) if isinstance(args, tuple) else (args,)
+    given = short(size)
+    return f"{given} went to the methods as `args`. Did you mean `axis_size={given}`?"
+
+
+def is_one_size(args: Any) -> bool:
+    """Whether all that the methods get is an integer."""
+    if isinstance(args, tuple):
+        items = cast("tuple[Any, ...]", args)
+        return len(items) == 1 and _is_size(items[0])
+    return _is_size(args)
+
+
+def _is_size(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _lacks_states(name: str | None, node: Any, text: str) -> bool:
+    """Whether a reset seems to have failed because there was nothing to reset."""
+    if name != "reset_state" or not hasattr(node, "init_state"):
+        return False
+    fields = cast("dict[str, Any]", vars(node))
+    return "None" in text and any(x is None for x in fields.values())

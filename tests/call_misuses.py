@@ -732,7 +732,8 @@ WRAPPERS: dict[str, Mistake] = {
     },
     "a size by position, which is an argument": wrong(
         ValueError,
-        size_text("it is missing"),
+        size_text("it is missing")
+        + " 8 went to the methods as `args`. Did you mean `axis_size=8`?",
         lambda target: chorax.vmap_init_all_states(target, 8),
     ),
     "an argument that the method does not take": wrong(
@@ -746,6 +747,7 @@ WRAPPERS: dict[str, Mistake] = {
         "Count.init_state() got an unexpected keyword argument 'axis_size'",
         lambda target: chorax.init_all_states(target, axis_size=8),
         "Raised by `init_state` of Count at `a.0`, in a collective call of chorax.",
+        "`axis_size` is an option of the functions whose names begin with `vmap_`.",
     ),
     "no wrapped method at all": wrong(
         UserWarning,

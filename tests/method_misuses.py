@@ -242,9 +242,15 @@ HIDDEN += "that hides it"
 CURE = "Return the updated node, or `return self` if nothing changes."
 
 
-def raised_by(name, of="Bad"):
+IN_PLACE = (
+    "Modules are not changed in place: return `chorax.replace(self, field=value)`."
+)
+
+
+def raised_by(name, *more, of="Bad"):
     return lambda at: (
         f"Raised by `{name}` of {of} at {at()}, in a collective call of chorax.",
+        *more,
     )
 
 
@@ -471,7 +477,7 @@ ANYWHERE: dict[str, Row] = {
         batched("assigns"),
         dataclasses.FrozenInstanceError,
         lambda at: "cannot assign to field 'x'",
-        raised_by("assigns"),
+        raised_by("assigns", IN_PLACE),
     ),
     "no parameter for the node": Row(
         Bad,

@@ -34,6 +34,7 @@ def advice(
     node: Any,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    has_lanes: bool,
 ) -> Iterator[str]:
     """What to say of an error of the method `name`, or of a function, on a node."""
     # What a user's error says of itself might raise another.
@@ -49,7 +50,7 @@ def advice(
             "states first, by `init_all_states` or `vmap_init_all_states`."
         )
     elif isinstance(error, TypeError) and "positional argument" in text:
-        if len(args) == 1 and _is_size(args[0]):
+        if has_lanes and len(args) == 1 and _is_size(args[0]):
             yield size_question(args[0])
     elif isinstance(error, TypeError) and "unexpected keyword argument" in text:
         wrong = [each for each in kwargs if f"'{each}'" in text]
@@ -58,6 +59,11 @@ def advice(
             yield (
                 "A rule of `reset_parameters` is called as `rule(node, key=key)`: give "
                 "it the parameter `*, key`."
+            )
+        elif close and close[0] == wrong[0]:
+            yield (
+                f"`{wrong[0]}` is an option of the functions whose names begin with "
+                "`vmap_`."
             )
         elif close:
             yield (

@@ -53,7 +53,9 @@ def call_once(
             result = getattr(node, call.name)(*args, **kwargs)
     except Exception as error:
         error.add_note(f"Raised by {where}, in a collective call of chorax.")
-        for note in advice(error, call.name, node, args, kwargs):
+        for note in advice(
+            error, call.name, node, args, kwargs, call.lanes is not None
+        ):
             error.add_note(note)
         raise
     aux = None

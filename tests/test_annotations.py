@@ -473,6 +473,7 @@ def test_layers_that_stand_in_a_stack():
     def block(key):
         return Block(f(3), eqx.nn.LayerNorm(3), eqx.nn.Linear(3, 3, key=key))
 
+    chorax.reset_parameters.register(Block, lambda node, *, key: node)
     stack = eqx.filter_vmap(block)(jax.random.split(jax.random.key(0), 4))
     new, _ = chorax.vmap_call_all_fns(
         stack, chorax.reset_parameters, axis_size=2, key=jax.random.key(1)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 import chorax
 import oracle
 from chorax import call_all_fns, replace, vmap_call_all_fns
+from chorax.filters import WithTag
 from models import Add, Draw
 
 
@@ -155,7 +156,7 @@ def test_options_of_their_own(key):
         {"where": mask},
         {"state_tag": "s"},
         {"node_to_exclude": lambda path, _: path == (0,)},
-        {"state_to_exclude": "nothing has this tag"},
+        {"state_to_exclude": WithTag("nothing has this tag")},
         {"chunk_size": 3},
         {"axis_name": "lanes"},
         {"key": jax.random.split(key, 4)},

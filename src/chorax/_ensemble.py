@@ -23,7 +23,7 @@ from ._text._table import (
     Table,
     value_cells,
 )
-from ._text._typed import check_type
+from ._text._typed import typed
 from ._tree._holder import LaneHolder
 from ._tree._paths import leaf_paths
 from ._tree._replace import replace
@@ -120,6 +120,7 @@ class Ensemble(LaneHolder, Generic[M]):
         axes = [known.get(path) for path in leaf_paths(structure)]
         return cast(M, jtu.tree_unflatten(structure, axes))
 
+    @typed("fn", Callable, "a function `(model, *args, **kwargs)`")
     def vmap(
         self,
         fn: Callable[..., Any],
@@ -155,8 +156,6 @@ class Ensemble(LaneHolder, Generic[M]):
 
         ```
         """
-        words = "a function `(model, *args, **kwargs)`"
-        check_type(fn, Callable, "`fn` of `vmap`", words)
 
         def call(model: M, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return fn(model, *args, **kwargs)

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._text._places import dotted, names_of, Path, place
-from .._text._typed import check_type
+from .._text._typed import typed
 from .._tree._paths import walk
 
 
 T = TypeVar("T")
 
 
+@typed(
+    "mappings", Mapping, "a mapping from paths to values, as `delta.to_dict()` makes"
+)
 def assign_state_values(
     target: T, *mappings: Mapping[Any, Any]
 ) -> tuple[T, list[Any], list[str | Path]]:
@@ -56,9 +59,6 @@ def assign_state_values(
 
     ```
     """
-    for each in mappings:
-        words = "a mapping from paths to values, as `delta.to_dict()` makes"
-        check_type(each, Mapping, "`mappings` of `assign_state_values`", words)
     # `None` is a place too: with it as a leaf, structure and leaves stay in step.
     leaves, structure = jtu.tree_flatten(target, is_leaf=_is_none)
     places = [path for path, x, is_leaf in walk(target) if is_leaf or x is None]

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import jax.tree_util as jtu
 
-from .._text._typed import check_type
+from .._text._typed import typed
 from .._tree._paths import leaf_paths, same_structure
 from .._tree._same import is_same
 from ._delta import make_delta, mismatch, StateDelta
@@ -13,6 +13,7 @@ from ._delta import make_delta, mismatch, StateDelta
 T = TypeVar("T")
 
 
+@typed("delta", StateDelta, "a `StateDelta`, as collective calls and `diff` return")
 def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
     """Puts the written values of a delta into a model.
 
@@ -42,8 +43,6 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
 
     ```
     """
-    words = "a `StateDelta`, as collective calls and `diff` return"
-    check_type(delta, StateDelta, "`delta` of `apply_delta`", words)
     leaves, structure = jtu.tree_flatten(model)
     rows = delta.leaves()
     if same_structure(structure, delta.after):

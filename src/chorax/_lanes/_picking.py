@@ -9,7 +9,7 @@ import jax.sharding
 import jax.tree_util as jtu
 from jax.typing import ArrayLike
 
-from .._text._typed import check_type
+from .._text._typed import typed
 from ._arguments import as_array, check_mask
 from ._lane_axes import columns_of, lane_axes, library_of, named_lane_axes, take_lanes
 from ._lane_checks import check_alike, check_same, check_structures
@@ -104,6 +104,11 @@ def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
     return before.rebuild(leaves)
 
 
+@typed(
+    "sharding",
+    jax.sharding.NamedSharding,
+    "a `jax.sharding.NamedSharding`, of a mesh and the name of an axis",
+)
 def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     """Spreads lanes over the devices of a mesh.
 
@@ -133,8 +138,6 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
 
     ```
     """
-    words = "a `jax.sharding.NamedSharding`, of a mesh and the name of an axis"
-    check_type(sharding, jax.sharding.NamedSharding, "`sharding` of `shard`", words)
     lanes = lane_axes(batched, axes)
     found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._text._places import place
 from .._text._show import shown
-from .._text._typed import check_type
+from .._text._typed import typed
 from .._tree._paths import leaf_paths
 from ..filters import Filter
 from ._arguments import check_filter, check_positive
@@ -26,6 +26,7 @@ else:
     _AxisSize = Any
 
 
+@typed("models", Iterable, "an iterable of models")
 def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
     """Puts models together as the lanes of one batched model.
 
@@ -57,7 +58,7 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
     ```
     """
-    trees = _listed(models, "`models` of `stack`", "models")
+    trees = _listed(models, "`models` of `stack`")
     if not trees:
         raise ValueError("There is nothing to stack: no models were given.")
     keeps = check_filter(share, "share")
@@ -111,6 +112,7 @@ def unstack(batched: T, axes: Any) -> list[T]:
     return [take_lanes(lanes, index)[0] for index in range(lanes.size)]
 
 
+@typed("batches", Iterable, "an iterable of batched models")
 def concatenate(batches: Iterable[T], axes: Any) -> T:
     """Puts batched models one after the other along their lanes.
 
@@ -133,7 +135,7 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
     ```
     """
-    trees = _listed(batches, "`batches` of `concatenate`", "batched models")
+    trees = _listed(batches, "`batches` of `concatenate`")
     if not trees:
         raise ValueError("There is nothing to concatenate: no models were given.")
     for index, tree in enumerate(trees):
@@ -191,8 +193,7 @@ def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, 
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
-def _listed(models: Iterable[T], name: str, words: str) -> list[T]:
-    check_type(models, Iterable, name, f"an iterable of {words}")
+def _listed(models: Iterable[T], name: str) -> list[T]:
     # To iterate over these gives keys and letters.
     if isinstance(models, Mapping | str):
         raise TypeError(

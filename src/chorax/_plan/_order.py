@@ -7,13 +7,15 @@ from typing import Any, cast, TypeVar
 import equinox as eqx
 
 from .._text._show import shown
-from .._text._typed import check_type
+from .._text._typed import typed
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LEVELS = 10
 
 
+@typed("level", int, "an integer, as in `@call_order(1)`")
+@typed("check_order_boundary", bool, "a `bool`")
 def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F], F]:
     """Marks a method to run after the unmarked ones, by level.
 
@@ -44,10 +46,6 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     ```
     """
-    words = "an integer, as in `@call_order(1)`"
-    check_type(level, int, "`level` of `call_order`", words)
-    name = "`check_order_boundary` of `call_order`"
-    check_type(check_order_boundary, bool, name, "a `bool`")
     if check_order_boundary and not 0 <= level < _LEVELS:
         raise ValueError(
             f"`level` must be an integer in [0, {_LEVELS}), but got {level}. Pass "

@@ -1,16 +1,42 @@
-"""Checks of public functions' arguments against their types.
+"""Checks of public functions' arguments against their types."""
 
-Not by an import hook, which would be one for its user's process, and whose errors would
-have all of the arguments in them, whole models among them.
-"""
-
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast, TypeVar
 
 from ._show import shown
 
 
-def check_type(value: Any, kind: Any, name: str, words: str) -> None:
-    """Raises unless it is an instance; `name` says of what, `words` what was
-    expected."""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{name} must be {words}, but got {shown(value)}.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def typed(name: str, kind: Any, words: str) -> Callable[[F], F]:
+    """Checks that one argument is an instance; `words` say what was expected.
+
+    Around the function, and so before an import hook of its user's checks it, whose
+    errors would have all of the arguments in them, whole models among them.
+    """
+
+    def decorate(function: F) -> F:
+        parameters = inspect.signature(function).parameters
+        index, how = list(parameters).index(name), parameters[name].kind
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given: Sequence[Any] = args[index : index + 1]
+            if how is inspect.Parameter.VAR_POSITIONAL:
+                given = args[index:]
+            elif name in kwargs and how is not inspect.Parameter.POSITIONAL_ONLY:
+                given = (kwargs[name],)
+            for x in given:
+                if not isinstance(x, kind) or (kind is int and isinstance(x, bool)):
+                    raise TypeError(
+                        f"`{name}` of `{function.__name__}` must be {words}, but got "
+                        f"{shown(x)}."
+                    )
+            return function(*args, **kwargs)
+
+        return cast(F, call)
+
+    return decorate

@@ -5,12 +5,13 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
-from .._text._typed import check_type
+from .._text._typed import typed
 
 
 M = TypeVar("M", bound=eqx.Module)
 
 
+@typed("module", eqx.Module, "an `eqx.Module`, an instance and not a class")
 def replace(module: M, /, **fields: Any) -> M:
     """A copy of a module with some fields changed.
 
@@ -41,8 +42,6 @@ def replace(module: M, /, **fields: Any) -> M:
 
     ```
     """
-    words = "an `eqx.Module`, an instance and not a class"
-    check_type(module, eqx.Module, "`module` of `replace`", words)
     names = [field.name for field in dataclasses.fields(module)]
     for name in fields:
         if name not in names:

@@ -107,6 +107,13 @@ def test_given_and_different():
     assert same[0].v.shape == (4, 3)
 
 
+@pytest.mark.parametrize("size", [0, "4", 4.0, True, jnp.array([4, 4])])
+def test_what_is_no_number_of_lanes(size):
+    batched, delta = made()
+    with pytest.raises(ValueError, match="`axis_size` must be a positive integer"):
+        vmap_reset_all_states(batched, in_axes=delta, axis_size=size)
+
+
 def test_nothing_else_tells_it(key):
     batched, _ = made()
     _, plain = vmap_call_all_fns(net(), "init_state", axis_size=1)

@@ -160,7 +160,7 @@ def play(
         agent = eqx.combine(states, shared)
         agent, moment = act(agent, jax.random.split(one, lanes))
         agent, _ = chorax.vmap_reset_all_states(
-            agent, axis_size=lanes, key=two, in_axes=delta, where=moment.done
+            agent, key=two, in_axes=delta, where=moment.done
         )
         return eqx.filter(agent, delta.filter_spec), moment
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
 
 import jax.tree_util as jtu
+import numpy as np
 
 from .._lanes._arguments import bare_entries, check_filter, check_mask, check_positive
 from .._lanes._axes import plain_axes, resolve_axes
@@ -49,8 +50,10 @@ def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
     """The number of lanes: as given, or as the leaves that `in_axes` maps tell it;
     where it maps none, as a delta does."""
     told = in_axes.axis_size if isinstance(in_axes, AxesHolder) else None
-    if given is not None and told in (None, given):
-        return given
+    if given is not None:
+        is_integer = isinstance(given, int | np.integer)
+        if told is None or not is_integer or told == given:
+            return given
     leaves, structure = jtu.tree_flatten(target)
     axes = resolve_axes(target, plain_axes(in_axes), "in_axes")
     size = agreed_count(leaves, structure, axes, "in_axes")

@@ -51,7 +51,8 @@ def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
     where it maps none, as a delta does."""
     told = in_axes.axis_size if isinstance(in_axes, AxesHolder) else None
     if given is not None:
-        is_integer = isinstance(given, int | np.integer)
+        kind = cast("type[Any]", type(given))
+        is_integer = issubclass(kind, int | np.integer)
         if told is None or not is_integer or told == given:
             return given
     leaves, structure = jtu.tree_flatten(target)

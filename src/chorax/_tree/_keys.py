@@ -73,10 +73,10 @@ class LaneKeys:
             return jax.vmap(_fold, in_axes=(None, 0))(self.key, table)
         keys = self.key if self.is_split else jax.random.split(self.key, self.size)
         # XLA compiles a hash over one axis in a third of the time it takes over two.
-        count = self.size * len(table)
-        flat = jnp.repeat(keys, len(table), axis=0, total_repeat_length=count)
+        shape = (self.size, len(table), *keys.shape[1:])
+        flat = jnp.broadcast_to(keys[:, None], shape).reshape(-1, *keys.shape[1:])
         made = jax.vmap(_fold)(flat, jnp.tile(table, (self.size, 1)))
-        return made.reshape(self.size, len(table), *keys.shape[1:])
+        return made.reshape(shape)
 
 
 def lane_keys(key: Any, size: int | None) -> LaneKeys | None:

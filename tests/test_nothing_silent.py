@@ -222,8 +222,9 @@ def draw(model, key, **options):
 
 
 def kept_text(found, paths, classes, first):
+    was = "it was" if found.startswith("1 array ") else "they were"
     return (
-        f"`reset_parameters` left {found} as they were: {paths}. There is no rule for "
+        f"`reset_parameters` left {found} as {was}: {paths}. There is no rule for "
         f"{classes}. Register one with `@chorax.reset_parameters.register({first})`; "
         "one that returns the node unchanged says that its arrays are to stay. Or "
         "leave the nodes out with `node_to_exclude`, or build the members with their "

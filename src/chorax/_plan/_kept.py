@@ -78,10 +78,12 @@ def _message(kept: dict[Path, str], size: int) -> str:
     classes = list(dict.fromkeys(kept.values()))
     more = len(paths) - _NAMED
     shown = ", ".join(paths[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    found = "1 array" if len(paths) == 1 else f"{len(paths)} arrays"
+    is_one = len(paths) == 1
+    found = "1 array" if is_one else f"{len(paths)} arrays"
     owners = ", ".join(classes[:_NAMED]) + (", …" if len(classes) > _NAMED else "")
     return (
-        f"`reset_parameters` left {found} ({in_bytes(size)}) as they were: {shown}. "
+        f"`reset_parameters` left {found} ({in_bytes(size)}) as "
+        f"{'it was' if is_one else 'they were'}: {shown}. "
         f"There is no rule for {owners}. Register one with "
         f"`@chorax.reset_parameters.register({classes[0]})`; one that returns the node "
         "unchanged says that its arrays are to stay. Or leave the nodes out with "

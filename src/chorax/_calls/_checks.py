@@ -12,13 +12,12 @@ from .._lanes._lane_axes import agreed_count
 from .._lanes._spread import check_sharding
 from .._plan._advice import is_one_size, size_question
 from .._plan._kind import Lanes
-from .._plan._request import IfNotExist, Request
+from .._plan._request import IfNotExist, LANE_OPTIONS, Request
 from .._text._show import short, shown
 from .._tree._holder import AxesHolder
 
 
 _FILTERS = ("node_to_exclude", "state_to_exclude")
-_LANES = ("axis_size", "axis_name", "spmd_axis_name", "chunk_size", "sharding")
 
 
 def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> Request:
@@ -27,7 +26,7 @@ def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> R
     `options` has all of them by name: what a signature says is said in no second place.
     """
     rest = dict(options)
-    named = {name: rest.pop(name, None) for name in _LANES}
+    named = {name: rest.pop(name, None) for name in LANE_OPTIONS}
     if has_lanes and rest["in_axes"] is not None:
         named["axis_size"] = _size_of(target, rest["in_axes"], named["axis_size"])
     if has_lanes and named["axis_size"] is None and is_one_size(rest["args"]):

@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-from .._plan._request import IfNotExist
+from .._plan._request import IfNotExist, LANE_OPTIONS
 from ..filters import Filter
 from ._checks import check_request
 from ._explanation import Explanation, run_explanation
@@ -59,7 +59,7 @@ def explain(
     Methods are traced, as the call itself would, and nothing is computed: it takes
     models of any size. The idea is that of `EXPLAIN` in SQL.
 
-    **Arguments:** those of `vmap_call_all_fns`; `axis_size=None` tells of
+    **Arguments:** those of `vmap_call_all_fns`; without any option of lanes it tells of
     `call_all_fns` instead. `init_all_states` and its relatives are calls of
     `"init_state"` or `"reset_state"` with `fn_if_not_exist="pass"`.
 
@@ -91,7 +91,6 @@ def explain(
     """
     given = dict(locals())
     target = given.pop("target")
-    asked = ("axis_size", "where", "in_axes", "args_in_axes", "kwargs_in_axes")
-    names = ("chunk_size", "axis_name", "spmd_axis_name", "sharding")
-    has_lanes = any(given[name] is not None for name in (*asked, *names))
+    names = (*LANE_OPTIONS, "where", "in_axes", "args_in_axes", "kwargs_in_axes")
+    has_lanes = any(given[name] is not None for name in names)
     return run_explanation(target, check_request(target, given, has_lanes))

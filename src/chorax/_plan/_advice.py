@@ -6,26 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from .._text._show import short
+from ._request import LANE_OPTIONS, Request
 
 
-# The options that can be mistaken for keyword arguments of the methods.
-_OPTIONS = (
-    "axis_name",
-    "axis_size",
-    "args_in_axes",
-    "chunk_size",
-    "fn_if_not_exist",
-    "has_aux",
-    "in_axes",
-    "key",
-    "kwargs_in_axes",
-    "node_to_exclude",
-    "sharding",
-    "spmd_axis_name",
-    "state_tag",
-    "state_to_exclude",
-    "where",
-)
+# What is not an option under its own name.
+_OTHERS = frozenset({"fn_name", "args", "kwargs", "lanes", "bare_filters"})
 
 
 def advice(
@@ -54,7 +39,9 @@ def advice(
             yield size_question(args[0])
     elif isinstance(error, TypeError) and "unexpected keyword argument" in text:
         wrong = [each for each in kwargs if f"'{each}'" in text]
-        close = [x for each in wrong for x in difflib.get_close_matches(each, _OPTIONS)]
+        options = {field.name for field in dataclasses.fields(Request)} - _OTHERS
+        names = sorted(options.union(LANE_OPTIONS))
+        close = [x for each in wrong for x in difflib.get_close_matches(each, names)]
         if name is None and "key" in wrong:
             yield (
                 "A rule of `reset_parameters` is called as `rule(node, key=key)`: give "

@@ -28,6 +28,8 @@ from ._excludes import Excludes
 from ._kind import ArraySpec, Call, Lanes, spec_of
 
 
+# The options that say what lanes there are.
+LANE_OPTIONS = ("axis_size", "axis_name", "spmd_axis_name", "chunk_size", "sharding")
 IfNotExist: TypeAlias = Literal["raise", "pass", "none", "warn"]
 
 

@@ -2,7 +2,7 @@
 
 Outside of a `jit` most of a first call goes into compiling programs that then run for
 some microseconds. On the CPU XLA can be told to try less hard, for a fifth of the time
-and to the same bits; what it makes then is up to twice as slow where much is computed.
+and to the same bits; what it makes then may take half as long again to run.
 """
 
 import functools

@@ -11,6 +11,8 @@ import pytest
 
 import chorax
 from chorax import (
+    apply_delta,
+    assign_state_values,
     explain,
     lanes,
     replace,
@@ -341,6 +343,223 @@ def test_what_forgets_nothing():
     one = [replace(batched[0], v=jnp.ones((3, 4))), batched[1]]
     vmap_reset_all_states(one, axis_size=4)
     vmap_init_all_states([Cell(jnp.ones(4))], axis_size=4)
+
+
+# Values that do not fit the model that they are loaded into.
+
+
+def fit_text(path, got, has, cure):
+    return (
+        f"The value for `{path}` does not fit: it is {got}, but the model has {has} "
+        f"there. Pass {cure}; or pass `check=False` to take all values as they are."
+    )
+
+
+SAME = "a value of that dtype and shape, or with one more axis in front"
+KEYS = "keys, as `jax.random.wrap_key_data` makes them"
+
+
+@pytest.mark.usefixtures("in_32_bits")
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (jnp.ones(2), "float32 of shape (2,)"),
+        (jnp.ones((3, 1)), "float32 of shape (3, 1)"),
+        (np.ones((2, 4, 3)), "float32 of shape (2, 4, 3)"),
+        (jnp.ones(3, "bfloat16"), "bfloat16 of shape (3,)"),
+        (np.ones(3, "int32"), "int32 of shape (3,)"),
+        (1.0, "float32 of shape ()"),
+        ([1j, 2j, 3j], "complex64 of shape (3,)"),
+    ],
+)
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_value_of_another_shape_or_dtype(value, got, abstract):
+    target: Any = net()
+    if abstract:
+        target = eqx.filter_eval_shape(net)
+    text = fit_text("0.w", got, "float32 of shape (3,)", SAME)
+    values = {"0.w": value, "1.w": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(target, values)
+    # The order does not matter, and neither does a value that another one replaces.
+    with pytest.raises(ValueError, match=re.escape(text)):
+        assign_state_values(target, dict(reversed(values.items())))
+    new, _, missing = assign_state_values(target, values, {"0.w": jnp.zeros(3)})
+    assert new[0].w.shape == (3,)
+    assert missing == []
+    taken, _, _ = assign_state_values(target, values, check=False)
+    assert taken[0].w.shape == np.shape(value)
+
+
+@pytest.mark.usefixtures("in_32_bits")
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [
+        (np.ones(3), (3,)),
+        (jnp.ones((5, 3)), (5, 3)),
+        ([1, 2, 3], (3,)),
+        ([[True, False, True]], (1, 3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_a_value_that_fits(value, shape, dtype):
+    if eqx.is_array(value):
+        value = value.astype(dtype)
+    for target in (jnp.zeros(3, dtype), jax.ShapeDtypeStruct((3,), dtype)):
+        [new], unexpected, missing = assign_state_values([target], {"0": value})
+        assert (unexpected, missing) == ([], [])
+        assert isinstance(new, jax.Array)
+        assert (new.shape, new.dtype, new.weak_type) == (shape, dtype, False)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(7), np.ones((2, 2)), 1.0, "text", None])
+@pytest.mark.parametrize("old", [None, 0.5, "text", jnp.tanh])
+def test_any_value_fits_where_no_array_stands(value, old):
+    model = Cell(jnp.ones(3), old)
+    new, _, missing = assign_state_values(model, {"v": value})
+    if eqx.is_array(value):
+        assert new.v.tolist() == value.tolist()
+    else:
+        assert new.v is value
+    assert missing == ["w"]
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_keys_are_not_their_data(key):
+    data = jax.random.key_data(key)
+    model = {"k": key, "data": data}
+    text = fit_text("k", "uint32 of shape (2,)", f"{key.dtype} of shape ()", KEYS)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"k": data})
+    other = jax.random.key(0, impl="rbg")
+    text = fit_text("k", f"{other.dtype} of shape ()", f"{key.dtype} of shape ()", SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"k": other})
+    text = fit_text("data", f"{key.dtype} of shape ()", "uint32 of shape (2,)", SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"data": key})
+    keys = jax.random.split(key, 4)
+    new, _, _ = assign_state_values(model, {"k": keys})
+    assert new["k"] is keys
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_a_call_wrote_is_loaded_into_a_fresh_model(jit):
+    batched, delta = made()
+
+    def load(state):
+        return assign_state_values(net(), state)[0]
+
+    loaded = (eqx.filter_jit(load) if jit else load)(delta.to_dict())
+    assert eqx.tree_equal(loaded, batched)
+    assert eqx.tree_equal(loaded, apply_delta(net(), delta))
+    like, like_delta = eqx.filter_eval_shape(made)
+    loaded, unexpected, missing = assign_state_values(like, delta.to_dict())
+    assert (unexpected, missing) == ([], ["0.w", "1.w"])
+    assert loaded[0].v is batched[0].v
+    # States that have lanes need values that have them.
+    text = fit_text("0.v", "float32 of shape (3,)", "float32 of shape (4, 3)", SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(batched, {"0.v": jnp.ones(3, "float32")})
+    # Shapes for shapes.
+    shapes, _, _ = assign_state_values(like, like_delta.to_dict())
+    assert shapes[0].v == like[0].v
+
+
+# Values for an `Ensemble`, whose axes say which leaves its lanes share.
+
+
+def members():
+    ensemble = {"part": lanes.Ensemble(*lanes.stack([Cell(jnp.ones(3))] * 5))}
+    return chorax.init_all_states(ensemble)[0]
+
+
+def shares_text(path, got):
+    return (
+        f"The value for `{path}` does not fit: it is {got}, but the axes of the "
+        "`Ensemble` at `part` do not map that leaf, so its lanes would share the "
+        "value. First make the calls that gave the saved model this leaf, in "
+        "`eqx.filter_eval_shape` if their values do not matter; or pass "
+        "`check=False` to take all values as they are."
+    )
+
+
+def state_of(model):
+    """The state dict of all arrays."""
+    arrays, _ = eqx.partition(model, eqx.is_array)
+    nothing = jax.tree_util.tree_map(lambda _: 0, arrays)
+    return chorax.diff(nothing, arrays).to_dict()
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_values_for_what_the_lanes_of_an_ensemble_share():
+    batched = Cell(jnp.ones((5, 3)), jnp.ones(3))
+    model = {"part": lanes.Ensemble(batched, replace(batched, w=0, v=None))}
+    text = shares_text("part.model.v", "float32 of shape (5, 3)")
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"part.model.v": jnp.ones((5, 3))})
+    taken, _, _ = assign_state_values(
+        model, {"part.model.v": jnp.ones((5, 3))}, check=False
+    )
+    assert taken["part"].model.v.shape == (5, 3)
+    # Shared by all of them as it was; each its own; and lanes around the ensemble.
+    state = {"part.model.v": jnp.zeros(3), "part.model.w": jnp.zeros((5, 3))}
+    new, _, missing = assign_state_values(model, state)
+    assert missing == []
+    assert eqx.tree_equal(new["part"][4], Cell(jnp.zeros(3), jnp.zeros(3)))
+    state = {"part.model.w": jnp.ones((2, 5, 3))}
+    assert assign_state_values(model, state)[0]["part"].model.w.shape == (2, 5, 3)
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_states_that_an_ensemble_does_not_have_yet():
+    saved = members()
+    fresh = {"part": lanes.Ensemble(*lanes.stack([Cell(jnp.zeros(3))] * 5))}
+    text = shares_text("part.model.v", "float32 of shape (5, 3)")
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(fresh, state_of(saved))
+    # As the message says.
+    loaded, unexpected, missing = assign_state_values(
+        eqx.filter_eval_shape(members), state_of(saved)
+    )
+    assert (unexpected, missing) == ([], [])
+    assert eqx.tree_equal(loaded, saved)
+    assert loaded["part"][2].v.tolist() == [1.0] * 3
+    # What is not an array is shared in any case.
+    new, _, _ = assign_state_values(fresh, {"part.model.v": 0.5})
+    assert new["part"][2].v == 0.5
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_an_ensemble_in_another_one():
+    inner = lanes.Ensemble(Cell(jnp.ones((5, 3)), jnp.ones((5, 3))), 0)
+    many = replace(inner, model=Cell(jnp.ones((2, 5, 3)), inner.model.v))
+    axes = replace(inner, model=replace(inner.model, w=0, v=None))
+    outer = lanes.Ensemble(many, axes)
+    # The lanes of the inner one differ in `v`, those of the outer one do not.
+    with pytest.raises(
+        ValueError, match="the `Ensemble` at the root `\\(\\)` do not map"
+    ):
+        assign_state_values(outer, {"model.model.v": jnp.ones((2, 5, 3))})
+    state = {"model.model.w": np.ones((4, 2, 5, 3)), "model.model.v": np.ones((5, 3))}
+    assert assign_state_values(outer, state)[2] == []
+
+
+@pytest.mark.slow
+def test_a_state_dict_of_a_model_that_others_wrote(key):
+    flowjax: Any = pytest.importorskip("flowjax.bijections")
+    flow = flowjax.Affine(jnp.zeros(2), jnp.ones(2))
+    state = state_of(flow)
+    path = next(iter(state))
+    assert eqx.tree_equal(assign_state_values(flow, state)[0], flow)
+    wide = {name: jnp.ones((4, *x.shape), x.dtype) for name, x in state.items()}
+    loaded, _, _ = assign_state_values(flow, wide)
+    assert loaded.loc.shape == (4, 2)
+    x = state[path]
+    has = f"{x.dtype} of shape {x.shape}"
+    text = fit_text(path, f"{x.dtype} of shape (7,)", has, SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(flow, {path: jnp.ones(7, x.dtype)})
 
 
 # Arguments that were meant for the call, and errors with a known cure.

@@ -68,7 +68,8 @@ def explain(
     An `Explanation`. It prints as a table, and as an HTML table in a notebook; `calls`
     and `skipped` have the same as values.
 
-    **Raises:** what the call would raise.
+    **Raises:** what the call would raise; but nodes without the method are always
+    listed as skipped.
 
     ```python
     >>> import chorax, equinox as eqx, jax, jax.numpy as jnp

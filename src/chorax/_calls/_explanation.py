@@ -21,7 +21,7 @@ from .._plan._select import excluded_nodes
 from .._text._places import dotted, Path
 from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
 from .._tree._keys import lane_keys
-from .._tree._nodes import Node, walk_nodes
+from .._tree._nodes import walk_nodes
 from .._tree._paths import leaf_paths
 
 
@@ -164,6 +164,11 @@ def run_explanation(target: Any, request: Request) -> Explanation:
 
 
 def _explain(target: Any, request: Request) -> Explanation:
+    why_not = f"has no method `{request.label}`"
+    if request.fn_if_not_exist == "raise":
+        # The error would name one node; here all of them are listed.
+        why_not = "no method: the call would raise"
+        request = dataclasses.replace(request, fn_if_not_exist="pass")
     keys = lane_keys(request.key, request.size)
     walked = walk_nodes(target)
     axes = target_axes(target, walked, request)
@@ -176,7 +181,11 @@ def _explain(target: Any, request: Request) -> Explanation:
     reader = _Reader(made.plan, made.placed, axes, kept, request)
     sharding = None if request.lanes is None else request.lanes.sharding
     skipped = [
-        _skipped(node, index in excluded, request.label)
+        Skipped(
+            node.path,
+            type(node.module).__name__,
+            "`node_to_exclude`" if index in excluded else why_not,
+        )
         for index, node in enumerate(walked.nodes)
         if index not in selection.methods
     ]
@@ -190,11 +199,6 @@ def _explain(target: Any, request: Request) -> Explanation:
         sharding.parts if sharding is not None else None,
         tuple(row for rows in kept.values() for row in rows) if request.lanes else (),
     )
-
-
-def _skipped(node: Node, is_excluded: bool, label: str) -> Skipped:
-    reason = "`node_to_exclude`" if is_excluded else f"has no method `{label}`"
-    return Skipped(node.path, type(node.module).__name__, reason)
 
 
 class _Reader:

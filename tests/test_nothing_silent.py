@@ -603,32 +603,93 @@ def test_a_keyword_close_to_an_option():
     assert not any("Did you mean the option" in note for note in notes_of(info))
 
 
-def test_a_method_that_changes_its_node_in_place(key):
-    class Changes(eqx.Module):
-        v: jax.Array
+class Changes(eqx.Module):
+    v: jax.Array
 
-        def step(self):
-            self.v = self.v + 1
-            return self
+    def init_state(self):
+        self.v = self.v + 1
+        return self
 
-    with pytest.raises(Exception, match="cannot assign") as info:
-        vmap_call_all_fns(Changes(jnp.ones(3)), "step", axis_size=2)
-    assert (
+    reset_state = init_state
+
+
+class ChangesBelow(eqx.Module):
+    below: Cell
+
+    def init_state(self):
+        self.below.v = self.below.w
+        return self
+
+    reset_state = init_state
+
+
+# Each as a function of the model, a method or a function, and a key.
+COLLECTIVE: dict[str, Any] = {
+    "call_all_fns": lambda m, f, key: chorax.call_all_fns(m, f, key=key),
+    "vmap_call_all_fns": lambda m, f, key: vmap_call_all_fns(
+        m, f, axis_size=2, key=key
+    ),
+    "explain": lambda m, f, key: explain(m, f, axis_size=2, key=key),
+}
+STATES: dict[str, Any] = {
+    "init_all_states": lambda m, key: chorax.init_all_states(m, key=key),
+    "vmap_init_all_states": lambda m, key: vmap_init_all_states(
+        m, axis_size=2, key=key
+    ),
+    "reset_all_states": lambda m, key: chorax.reset_all_states(m, key=key),
+    "vmap_reset_all_states": lambda m, key: vmap_reset_all_states(
+        m, axis_size=2, key=key
+    ),
+}
+
+
+def error_of(kind, text, call, model, key, jit):
+    """The notes of an error that is raised within a user's `jit`, or without."""
+
+    def run(model, key):
+        call(model, key)
+        return model
+
+    with pytest.raises(kind, match=text) as info:
+        (eqx.filter_jit(run) if jit else run)(model, key)
+    return notes_of(info)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", [*COLLECTIVE, *STATES])
+@pytest.mark.parametrize(
+    "model", [Changes(jnp.ones(3)), [ChangesBelow(Cell(jnp.ones(3), jnp.ones(3)))]]
+)
+def test_a_method_that_changes_its_node_in_place(model, name, jit, key):
+    def call(model, key):
+        if name in STATES:
+            return STATES[name](model, key)
+        return COLLECTIVE[name](model, "init_state", key)
+
+    notes = error_of(Exception, "cannot assign", call, model, key, jit)
+    text = (
         "Modules are not changed in place: return `chorax.replace(self, field=value)`."
-    ) in notes_of(info)
+    )
+    assert notes.count(text) == 1
 
 
-def test_a_rule_without_a_key(key):
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", COLLECTIVE)
+def test_a_rule_without_a_key(name, jit, key):
     class Scale(eqx.Module):
         gain: jax.Array
 
     reset_parameters.register(Scale, lambda node: node)
-    with pytest.raises(TypeError, match="'key'") as info:
-        draw(Scale(jnp.ones(3)), key)
-    assert (
+
+    def call(model, key):
+        return COLLECTIVE[name](model, reset_parameters, key)
+
+    notes = error_of(TypeError, "'key'", call, [Scale(jnp.ones(3))], key, jit)
+    text = (
         "A rule of `reset_parameters` is called as `rule(node, key=key)`: give it the "
         "parameter `*, key`."
-    ) in notes_of(info)
+    )
+    assert notes.count(text) == 1
 
 
 def test_stacking_models_of_different_activations(key):

@@ -562,6 +562,79 @@ def test_a_state_dict_of_a_model_that_others_wrote(key):
         assign_state_values(flow, {path: jnp.ones(7, x.dtype)})
 
 
+# Swept values, which are not to be trained.
+
+
+class Scaled(eqx.Module):
+    tau: jax.Array
+    layers: list[Any]
+
+    def set(self, tau):
+        return replace(self, tau=tau)
+
+    def __call__(self, x, key):
+        for layer in self.layers:
+            x = layer(x, key=key)
+        return x / self.tau
+
+
+def set_p(node, p):
+    return replace(node, p=p) if isinstance(node, eqx.nn.Dropout) else node
+
+
+def test_swept_values_are_not_trained(key):
+    layers = [eqx.nn.MLP(2, 1, 4, 1, key=key), eqx.nn.Dropout(0.5)]
+    model = Scaled(jnp.ones(()), layers)
+    taus, ps = jnp.array([1.0, 2.0, 4.0]), jnp.array([0.0, 0.1, 0.5])
+    options: dict[str, Any] = {"args_in_axes": 0, "state_tag": "hyper"}
+    many, one = vmap_call_all_fns(
+        model, "set", taus, axis_size=3, fn_if_not_exist="pass", **options
+    )
+    many, two = vmap_call_all_fns(many, set_p, ps, in_axes=one, **options)
+    many, three = vmap_call_all_fns(
+        many, reset_parameters, key=key, in_axes=one | two, state_tag="drawn"
+    )
+    delta = one | two | three
+    trained = delta.select(~WithTag("hyper")).filter_spec
+    x = jnp.arange(8.0).reshape(4, 2)
+
+    def step(model, key):
+        params, rest = eqx.partition(model, trained)
+
+        def loss(params):
+            model = eqx.combine(params, rest)
+            return (jax.vmap(model, in_axes=(0, None))(x, key) ** 2).mean()
+
+        grads = jax.grad(loss)(params)
+        return eqx.apply_updates(
+            model, jax.tree.map(lambda p, g: -0.1 * (g + 0.1 * p), params, grads)
+        )
+
+    keys = jax.random.split(key, 3)
+    new = eqx.filter_vmap(step, in_axes=(delta.in_axes, 0))(many, keys)
+    np.testing.assert_array_equal(new.tau, taus)
+    np.testing.assert_array_equal(new.layers[1].p, ps)
+    olds = lanes.unstack(many, delta)
+    for old, one_new, key in zip(olds, lanes.unstack(new, delta), keys, strict=True):
+        # By hand: all parameters, and nothing else.
+        weights = [old.layers[0].layers[i].weight for i in (0, 1)]
+
+        def by_hand(weights, old=old, key=key):
+            layers = [
+                replace(layer, weight=weight)
+                for layer, weight in zip(old.layers[0].layers, weights, strict=True)
+            ]
+            mlp = replace(old.layers[0], layers=tuple(layers))
+            new = replace(old, layers=[mlp, old.layers[1]])
+            return (jax.vmap(new, in_axes=(0, None))(x, key) ** 2).mean()
+
+        grads = jax.grad(by_hand)(weights)
+        for i in (0, 1):
+            expected = weights[i] - 0.1 * (grads[i] + 0.1 * weights[i])
+            got = one_new.layers[0].layers[i].weight
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
 # Arguments that were meant for the call, and errors with a known cure.
 
 

@@ -126,9 +126,9 @@ def vmap_call_all_fns(
         `None`, or of another shape or dtype), or which `state_to_exclude` makes the
         same for all, is an error. `None`: all lanes.
     - `has_aux`: methods return `(node, aux)`; there is a third result.
-    - `in_axes`: the leaves of `target` that have a lane axis already, as
-        `eqx.filter_vmap` takes it, or a `StateDelta`. `None`: none has; a method sees
-        every leaf whole.
+    - `in_axes`: which leaves of `target` already have a lane axis: a tree of axes, as
+        `eqx.filter_vmap` takes it, or a `StateDelta` (of which `eqx.filter_vmap` takes
+        `delta.in_axes`). `None`: no leaf has one, and a method sees every leaf whole.
     - `args_in_axes`, `kwargs_in_axes`: the same for the arguments. `None`: every lane
         gets them whole.
     - `axis_name`, `spmd_axis_name`: as in `jax.vmap`.

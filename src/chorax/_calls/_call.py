@@ -109,8 +109,8 @@ def vmap_call_all_fns(
     - `node_to_exclude`: a filter over nodes (see `chorax.filters`); those it keeps are
         not called. The nodes inside them are. A tag or a class that matches none is
         warned of.
-    - `state_tag`: a tag for the written leaves, by which `delta.select` and filters find
-        them. Swept values need one where the model is trained: an optimiser over all
+    - `state_tag`: a tag for the written leaves, by which `delta.select` and filters
+        find them. Swept values need one if the model is trained: an optimiser over all
         inexact arrays would train them too. With the tag `"hyper"`, train the leaves of
         `delta.select(~WithTag("hyper")).filter_spec` (`chorax.filters.WithTag`).
     - `fn_if_not_exist`: what to do about a node without that method: `"raise"`, skip

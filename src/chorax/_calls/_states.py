@@ -1,7 +1,9 @@
 """Collective calls under their usual names: making and resetting states."""
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Literal, overload, SupportsIndex, TypeVar
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast, Literal, overload, SupportsIndex, TypeVar
 
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
@@ -13,6 +15,36 @@ from ._call import call_all_fns, vmap_call_all_fns
 
 
 T = TypeVar("T")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Where they differ from those of the function under a wrapper.
+_DEFAULTS = {"fn_if_not_exist": "pass"}
+
+
+@functools.cache
+def _options_of(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """The parameters of a collective call that its wrappers take as keywords."""
+    _, _, _, _, *rest = inspect.signature(function).parameters.values()
+    return tuple(
+        each.replace(
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            default=_DEFAULTS.get(each.name, each.default),
+        )
+        for each in rest
+    )
+
+
+def _shows_options_of(function: Callable[..., Any]) -> Callable[[F], F]:
+    """Has `help` list the options that a wrapper takes."""
+
+    def decorate(wrapper: F) -> F:
+        target, args, kwargs = inspect.signature(wrapper).parameters.values()
+        parameters = [target, args, *_options_of(function), kwargs]
+        cast(Any, wrapper).__signature__ = inspect.Signature(parameters)
+        return wrapper
+
+    return decorate
 
 
 @overload
@@ -35,17 +67,8 @@ def init_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def init_all_states(
-    target: Any,
-    *args: Any,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_shows_options_of(call_all_fns)
+def init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `init_state(*args, **kwargs)` on every module that has it.
 
     As `call_all_fns(target, "init_state", args, kwargs, ...)`, whose keyword options it
@@ -68,8 +91,7 @@ def init_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(call_all_fns, "init_state", given)
+    return _call(call_all_fns, "init_state", target, args, kwargs)
 
 
 @overload
@@ -101,26 +123,8 @@ def vmap_init_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def vmap_init_all_states(
-    target: Any,
-    *args: Any,
-    axis_size: Any = None,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    where: Any = None,
-    in_axes: Any = None,
-    args_in_axes: Any = None,
-    kwargs_in_axes: Any = None,
-    axis_name: Any = None,
-    spmd_axis_name: Any = None,
-    chunk_size: Any = None,
-    sharding: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_shows_options_of(vmap_call_all_fns)
+def vmap_init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `init_state(*args, **kwargs)` in every module that has it, in many lanes.
 
     As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, whose
@@ -144,8 +148,7 @@ def vmap_init_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(vmap_call_all_fns, "init_state", given)
+    return _call(vmap_call_all_fns, "init_state", target, args, kwargs)
 
 
 @overload
@@ -168,17 +171,8 @@ def reset_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def reset_all_states(
-    target: Any,
-    *args: Any,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_shows_options_of(call_all_fns)
+def reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it.
 
     As `init_all_states`, for `reset_state`.
@@ -199,8 +193,7 @@ def reset_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(call_all_fns, "reset_state", given)
+    return _call(call_all_fns, "reset_state", target, args, kwargs)
 
 
 @overload
@@ -232,26 +225,8 @@ def vmap_reset_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def vmap_reset_all_states(
-    target: Any,
-    *args: Any,
-    axis_size: Any = None,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    where: Any = None,
-    in_axes: Any = None,
-    args_in_axes: Any = None,
-    kwargs_in_axes: Any = None,
-    axis_name: Any = None,
-    spmd_axis_name: Any = None,
-    chunk_size: Any = None,
-    sharding: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_shows_options_of(vmap_call_all_fns)
+def vmap_reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it, in many lanes.
 
     As `vmap_init_all_states`, for `reset_state`. For a model that has lanes already
@@ -278,10 +253,14 @@ def vmap_reset_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(vmap_call_all_fns, "reset_state", given)
+    return _call(vmap_call_all_fns, "reset_state", target, args, kwargs)
 
 
-def _call(function: Any, fn_name: str, given: dict[str, Any]) -> Any:
-    target, args, kwargs = (given.pop(name) for name in ("target", "args", "kwargs"))
-    return function(target, fn_name, args, kwargs, **given)
+def _call(
+    function: Any, name: str, target: Any, args: tuple[Any, ...], options: Any
+) -> Any:
+    """Calls the method `name`, which gets what is not an option of the function."""
+    known = {each.name for each in _options_of(function)}
+    own = {key: value for key, value in options.items() if key in known}
+    kwargs = {key: value for key, value in options.items() if key not in known}
+    return function(target, name, args, kwargs, **{**_DEFAULTS, **own})

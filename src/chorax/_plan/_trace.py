@@ -123,13 +123,30 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainRun:
-    """What a call came to without `jit`: as a `Trace` tells it, and the new arrays
-    themselves."""
+    """What a method did without `jit`: what a `Trace` says, and the new `arrays`.
+
+    `mapped` is whether each output can differ from lane to lane.
+    """
 
     outcome: Outcome
     outputs: tuple[jax.ShapeDtypeStruct, ...]
-    varies: tuple[bool, ...]
+    mapped: tuple[bool, ...]
     arrays: tuple[jax.Array, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Nothing: it has run."""
+        return ()
+
+    @property
+    def lasts(self) -> bool:
+        """No later call may use it."""
+        return False
+
+    def varies(self, lanes: Lanes) -> tuple[bool, ...]:
+        """For each output, whether it can differ from lane to lane."""
+        del lanes
+        return self.mapped
 
 
 class LaneFlags:

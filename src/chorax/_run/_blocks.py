@@ -157,7 +157,8 @@ def make_blocks(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> 
     """Decides for each step how it runs; `stacks` is whether keys may be stacked."""
     groups: list[list[Block]] = []
     keyed: list[Path] = []
-    read = {*plan.names, *(name for each in plan.aux for name in each.names)}
+    read = {*(leaf.name for leaf in plan.leaves)}
+    read.update(name for _, names in plan.aux.values() for name in names)
     read.update(name for step in plan.steps for row in step.inputs for name in row)
     for step in plan.steps:
         count = len(step.paths)

@@ -1,4 +1,4 @@
-"""From a recipe and values to the arrays of the results, here or on many devices."""
+"""From a recipe and values to the leaves of the results, here or on many devices."""
 
 import dataclasses
 import functools
@@ -8,10 +8,12 @@ from typing import Any, cast, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._lanes._axes import in_front
 from .._lanes._spread import LaneSharding
-from .._plan._finish import Made
 from .._plan._kind import ArraySpec, Lanes
 from .._plan._recipe import Recipe
+from .._plan._results import Made
+from .._plan._select import Calls
 from .._tree._keys import LaneKeys
 from ._blocks import Blocks, make_blocks
 from ._runner import run_blocks
@@ -24,11 +26,19 @@ class Run(NamedTuple):
     program: Callable[..., Any] | None
 
 
-def execute(
-    recipe: Recipe,
-    values: dict[int, Any],
-    keys: LaneKeys | None,
-    where: jax.Array | None,
+def execute(recipe: Recipe, calls: Calls) -> Sequence[Any]:
+    """The pool that the leaves of the results come from."""
+    values = dict(enumerate([*calls.tree.leaves, *calls.arrays]))
+    for name in recipe.moved:
+        values[name] = in_front(values[name], recipe.axes[name])
+    values.update(recipe.plan.known)
+    made = _run(recipe, values, calls.keys, calls.request.where)
+    leaves = _own_leaves(recipe, calls.tree.leaves)
+    return [*leaves, *recipe.results.constants, *made]
+
+
+def _run(
+    recipe: Recipe, values: dict[int, Any], keys: LaneKeys | None, where: Any
 ) -> Sequence[Any]:
     """The arrays that a recipe makes, from values by name, their lanes in front."""
     run = recipe.run.value
@@ -40,14 +50,14 @@ def execute(
     if recipe.plan.known:
         # Without jit it has run already, in all lanes.
         made = _make(recipe, run.blocks, values, keys, where, recipe.lanes)
-        pairs = zip(made, recipe.sources.made, strict=True)
-        return [_lay(x, 0 if each.has_lanes else None, sharding) for x, each in pairs]
+        pairs = zip(made, recipe.results.made, strict=True)
+        return [sharding.lay(x, 0 if each.has_lanes else None) for x, each in pairs]
     if keys is not None:
         keys = _spread(keys, sharding)
     if where is not None:
         where = sharding.place(where, 0)
     read = {i: x for i, x in values.items() if i in recipe.reads}
-    laid = {i: _lay(x, _lane_axis(recipe, i), sharding) for i, x in read.items()}
+    laid = {i: sharding.lay(x, _lane_axis(recipe, i)) for i, x in read.items()}
     return run.program(laid, keys, where)
 
 
@@ -61,27 +71,19 @@ def _prepare(recipe: Recipe, keys: LaneKeys | None) -> Run:
     return Run(blocks, _compile(recipe, blocks, lanes.sharding))
 
 
-def own_leaves(recipe: Recipe, leaves: Sequence[Any]) -> Sequence[Any]:
+def _own_leaves(recipe: Recipe, leaves: Sequence[Any]) -> Sequence[Any]:
     """The target's leaves as they stand in the results: on the devices of a sharding,
-    else the very same."""
+    else the same objects."""
     sharding = None if recipe.lanes is None else recipe.lanes.sharding
     if sharding is None:
         return leaves
-    kept = {*recipe.sources.leaves}
+    kept = {*recipe.results.model[1]}
 
     def own(i: int, x: Any, axis: int | None) -> Any:
         is_array = isinstance(recipe.plan.specs[i], ArraySpec)
-        return _lay(x, axis, sharding) if is_array and i in kept else x
+        return sharding.lay(x, axis) if is_array and i in kept else x
 
     return [own(i, x, recipe.axes[i]) for i, x in enumerate(leaves)]
-
-
-def _lay(x: Any, axis: int | None, sharding: LaneSharding) -> Any:
-    """Lays an array out, along its lane axis or on all devices."""
-    if axis is not None:
-        return sharding.place(x, axis)
-    # What is on the host is at hand for all devices.
-    return sharding.replicate(x) if isinstance(x, jax.Array) else x
 
 
 def _spread(keys: LaneKeys, sharding: LaneSharding) -> LaneKeys:
@@ -109,7 +111,7 @@ def _make(
     run_blocks(blocks, values, keys)
     size = None if lanes is None else lanes.size
     return [
-        _finished(each, recipe, values, where, size) for each in recipe.sources.made
+        _finished(each, recipe, values, where, size) for each in recipe.results.made
     ]
 
 
@@ -149,7 +151,7 @@ def _compile(
     own lanes ask for."""
     lanes = cast(Lanes, recipe.lanes)
     local = lanes.on_device()
-    out_axes = [0 if made.has_lanes else None for made in recipe.sources.made]
+    out_axes = [0 if made.has_lanes else None for made in recipe.results.made]
 
     def run(
         read: Mapping[int, Any], keys: LaneKeys | None, where: jax.Array | None

@@ -16,7 +16,7 @@ from .._tree._keys import LaneKeys, path_table
 def run_plainly(
     call: Call, keys: LaneKeys | None, kind: Kind, inputs: Sequence[Any], path: Path
 ) -> PlainRun:
-    """Calls one node's method, under `jax.vmap` where there are lanes."""
+    """Calls one node's method on values, under `jax.vmap` where there are lanes."""
     lanes = call.lanes
     flags = LaneFlags()
     seen: list[tuple[Outcome, tuple[jax.ShapeDtypeStruct, ...]]] = []

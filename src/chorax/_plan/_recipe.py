@@ -53,6 +53,11 @@ class Recipe:
         names = {name for each in self.results.made for name in (each.name, each.kept)}
         return frozenset(name for name in steps | names if name is not None)
 
+    def lane_axis(self, name: int) -> int | None:
+        """The lane axis of a value: in front, or none."""
+        spec = self.plan.specs[name]
+        return 0 if isinstance(spec, ArraySpec) and spec.has_lanes else None
+
     @functools.cached_property
     def moved(self) -> tuple[int, ...]:
         """The leaves that are read and whose lane axis is not in front."""

@@ -359,9 +359,9 @@ def test_layers_without_a_rule_are_told(key):
 
     net = Mine(jnp.ones(2), eqx.nn.Linear(2, 3, key=key))
     found = explain(net, chorax.reset_parameters, axis_size=3, key=key)
-    assert [(call.class_name, call.has_rule) for call in found.calls] == [
-        ("Linear", True),
-        ("Mine", False),
+    assert [(call.class_name, call.reason) for call in found.calls] == [
+        ("Linear", ""),
+        ("Mine", "no rule for Mine, holds 1 array"),
     ]
     [row] = [line for line in repr(found).splitlines() if line.startswith("()")]
     cells = ["()", "Mine", "2", "-", "no rule for Mine, holds 1 array"]
@@ -372,5 +372,5 @@ def test_layers_without_a_rule_are_told(key):
     assert "nothing to draw" in repr(drop)
     assert drop.shared == ()
     other = explain(net, lambda node: node)
-    assert all(call.has_rule for call in other.calls)
+    assert [call.reason for call in other.calls] == ["nothing", "nothing"]
     assert "no rule" not in repr(other)

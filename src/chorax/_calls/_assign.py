@@ -17,7 +17,7 @@ from .._tree._paths import walk
 
 
 T = TypeVar("T")
-# Of numbers, those before fit into those after.
+# Kinds of numbers, each of which holds those before it.
 _KINDS = (np.bool_, np.integer, np.floating, np.complexfloating)
 
 
@@ -40,17 +40,18 @@ def assign_state_values(
         (`("layers", 0, "v")`), to values. Where several name a leaf, the last one wins.
         A mapping, a list or a tuple under a key that names no leaf continues the path,
         as in what orbax restores: `{"layers": [{"v": ...}]}`, or
-        `{"layers": {"0": ...}}`. A `None` inside such a mapping is not a value. A
-        `None` in the model is a place for a value, though.
-    - `check`: whether each value has to fit. A value for an array fits if it has the
-        dtype of the array, and its shape or one more axis in front: a state with lanes
+        `{"layers": {"0": ...}}`. A `None` inside such a mapping is not a value, but a
+        `None` in the model is a place for one.
+    - `check`: whether each value has to fit. Where the model has an array, a value of
+        its dtype fits that has its shape, or one more axis in front: a state with lanes
         for a model without. Python numbers, and lists of them, take the dtype of the
-        array. Any value fits where the model has `None` or a non-array. In an
-        `Ensemble`, arrays of another shape only fit where its axes map the leaf;
-        elsewhere its lanes would share the value. `False`: all values are taken.
+        array. Where the model has `None` or a non-array, any value fits. Inside an
+        `Ensemble`, an array that changes the shape of a leaf fits only if the axes of
+        the `Ensemble` map that leaf; otherwise its lanes would share the value.
+        `False`: every value is taken.
 
-    The lane axes of a plain batched model are known to its delta only: a value with a
-    new leading axis makes that delta out of date.
+    The lane axes of a plain batched model are known only to its delta, which does not
+    fit the model any more once a value adds an axis to a shared leaf.
 
     **Returns:**
 
@@ -74,8 +75,8 @@ def assign_state_values(
 
     ```
     """
-    # With `None` as a leaf, leaves and places are in step.
-    leaves, structure = jtu.tree_flatten(target, is_leaf=_is_none)
+    # `None` has a place of its own, so it has to be a leaf here.
+    leaves, structure = jtu.tree_flatten(target, is_leaf=lambda x: x is None)
     rows = list(walk(target))
     places = [path for path, x, is_leaf in rows if is_leaf or x is None]
     ensembles = {path: x for path, x, _ in rows if isinstance(x, LaneHolder)}
@@ -126,18 +127,18 @@ def _find_values(
 def _below(
     keys: tuple[Any, ...], rows: Iterable[tuple[Any, Any]]
 ) -> list[tuple[tuple[Any, ...], Any]]:
-    """What is under these keys, to be taken from the end."""
+    """The rows under these keys, last ones first: they are popped from the end."""
     return [((*keys, key), value) for key, value in rows][::-1]
 
 
 def _rows(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """Keys and values of a mapping or a sequence; `None` for all else."""
+    """Keys and values of a mapping or a sequence; `None` for anything else."""
     if isinstance(value, Mapping):
         return cast(Mapping[Any, Any], value).items()
     if not isinstance(value, list | tuple):
         return None
     items = cast(Iterable[Any], value)
-    # A named tuple has names for them.
+    # The keys of a named tuple are the names of its fields.
     names = getattr(items, "_fields", None)
     return enumerate(items) if names is None else zip(names, items, strict=True)
 
@@ -147,10 +148,10 @@ def _find(
     by_path: Mapping[Any, int],
     by_name: Mapping[str, list[Path]],
 ) -> int | None:
-    """The leaf that keys name, each of which goes on below the one before."""
+    """The index of the leaf that nested keys name."""
     steps = [cast(Any, key if isinstance(key, tuple) else (key,)) for key in keys]
     path: tuple[Any, ...] = tuple(itertools.chain.from_iterable(steps))
-    # A text with a dot may stand for several steps; all else can be told exactly.
+    # A string with a dot may stand for several steps; all other keys are exact.
     has_dots = any(isinstance(key, str) and "." in key for key in keys)
     if path in by_path and not has_dots:
         return by_path[path]
@@ -166,10 +167,10 @@ def _find(
 
 
 def _as_leaf(new: Any, old: Any) -> Any:
-    """The value in the form of the leaf that it replaces.
+    """Makes a value a leaf like the one it replaces.
 
-    NumPy arrays from a file become JAX arrays, and so do numbers for an array, in its
-    dtype unless that loses their kind. All else stays as it is.
+    NumPy arrays, as files hold them, become JAX arrays. So do numbers that replace an
+    array, with its dtype if that can hold their kind. Other values stay as they are.
     """
     is_number = not _has_shape(new)
     if isinstance(new, jax.ShapeDtypeStruct) and not eqx.is_array(old):
@@ -185,7 +186,7 @@ def _as_leaf(new: Any, old: Any) -> Any:
 def _check_fit(
     new: Any, old: Any, path: Path, ensembles: Mapping[Path, LaneHolder]
 ) -> None:
-    """Raises for an array that cannot be meant for this place."""
+    """Raises for an array that does not fit where `old` was."""
     if not _has_shape(new):
         return
     text = f"The value for {place(path)} does not fit: it is {_form(new)}"
@@ -215,12 +216,12 @@ def _check_fit(
 
 
 def _has_shape(x: Any) -> bool:
-    """Arrays, and what stands for one in a model that has not been computed."""
+    """Whether it is an array, or stands for one in a `like` tree."""
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _kind(x: Any) -> int:
-    """The index of the kind of numbers in an array; -1 for keys."""
+    """The index in `_KINDS` of an array's dtype; -1 for keys."""
     kinds = enumerate(_KINDS)
     return next((i for i, kind in kinds if jnp.issubdtype(x.dtype, kind)), -1)
 
@@ -230,13 +231,9 @@ def _is_key(x: Any) -> bool:
 
 
 def _dtype(x: Any) -> Any:
-    """The dtype that a NumPy array, too, has in JAX."""
+    """The dtype of an array once it is a JAX array."""
     return x.dtype if _is_key(x) else jax.dtypes.canonicalize_dtype(x.dtype)
 
 
 def _form(x: Any) -> str:
     return f"{x.dtype} of shape {x.shape}"
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

@@ -1,4 +1,4 @@
-"""Checks of the arguments of collective calls, made before anything else is done."""
+"""Checks of the arguments of collective calls, made before all work."""
 
 from collections.abc import Mapping
 from typing import Any, cast, get_args
@@ -21,9 +21,9 @@ _FILTERS = ("node_to_exclude", "state_to_exclude")
 
 
 def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> Request:
-    """The arguments of a collective call as users give them, checked.
+    """Checks the arguments of a collective call.
 
-    `options` has all of them by name, so that only signatures list them.
+    `options` has all of them by name: only signatures list them.
     """
     rest = dict(options)
     named = {name: rest.pop(name, None) for name in LANE_OPTIONS}
@@ -48,8 +48,8 @@ def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> R
 
 
 def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
-    """The number of lanes: that of the leaves that `in_axes` maps, which has to be the
-    given one; where it maps none, the given one, or a delta's."""
+    """The number of lanes: as given, or that of the leaves that `in_axes` maps, or of a
+    delta that maps none."""
     of_delta = in_axes.axis_size if isinstance(in_axes, AxesHolder) else None
     if given is not None:
         kind = cast("type[Any]", type(given))
@@ -69,7 +69,7 @@ def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
 
 
 def _check_types(options: Mapping[str, Any]) -> None:
-    """What can be said of each option without looking at the others."""
+    """Checks the options that do not depend on the number of lanes."""
 
     def require(is_right: bool, expected: str, name: str) -> None:
         if not is_right:
@@ -103,7 +103,7 @@ def _check_lanes(
     chunk_size: Any,
     sharding: Any,
 ) -> Lanes:
-    """The lanes that a batched call asks for."""
+    """The lanes of a batched call, checked."""
     size = check_positive(axis_size, "axis_size", "the number of lanes")
     names = {"axis_name": axis_name, "spmd_axis_name": spmd_axis_name}
     for option, name in names.items():

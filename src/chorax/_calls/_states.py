@@ -1,4 +1,4 @@
-"""Collective calls under their usual names: making and resetting states."""
+"""Collective calls of `init_state` and `reset_state`."""
 
 import functools
 import inspect
@@ -18,31 +18,36 @@ T = TypeVar("T")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Where they differ from those of the function under a wrapper.
+# Defaults of the wrappers that differ from those of the functions they call.
 _DEFAULTS = {"fn_if_not_exist": "pass"}
 
 
-@functools.cache
-def _options_of(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
-    """The parameters of a collective call that its wrappers take as keywords."""
+def _calls(function: Callable[..., Any], method: str) -> Callable[[F], F]:
+    """Makes a wrapper call a collective function with the name of a method.
+
+    Keywords that are not options of that function go to the method. `help` lists the
+    options, which the wrapper does not repeat.
+    """
+    # All but `target`, `fn_name`, `args` and `kwargs`.
     _, _, _, _, *rest = inspect.signature(function).parameters.values()
-    return tuple(
-        each.replace(
+    options = {
+        each.name: each.replace(
             kind=inspect.Parameter.KEYWORD_ONLY,
             default=_DEFAULTS.get(each.name, each.default),
         )
         for each in rest
-    )
-
-
-def _shows_options_of(function: Callable[..., Any]) -> Callable[[F], F]:
-    """Has `help` list the options that a wrapper takes."""
+    }
 
     def decorate(wrapper: F) -> F:
+        @functools.wraps(wrapper)
+        def call(target: Any, *args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(name) for name in options if name in kwargs}
+            return function(target, method, args, kwargs, **{**_DEFAULTS, **given})
+
         target, args, kwargs = inspect.signature(wrapper).parameters.values()
-        parameters = [target, args, *_options_of(function), kwargs]
-        cast(Any, wrapper).__signature__ = inspect.Signature(parameters)
-        return wrapper
+        signature = inspect.Signature([target, args, *options.values(), kwargs])
+        cast(Any, call).__signature__ = signature
+        return cast(F, call)
 
     return decorate
 
@@ -67,15 +72,15 @@ def init_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-@_shows_options_of(call_all_fns)
+@_calls(call_all_fns, "init_state")
 def init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `init_state(*args, **kwargs)` on every module that has it.
 
-    As `call_all_fns(target, "init_state", args, kwargs, ...)`, whose keyword options it
-    takes; modules without the method are skipped, unless `fn_if_not_exist` says
-    otherwise.
+    As `call_all_fns(target, "init_state", args, kwargs, ...)`, with the same keyword
+    options, but `fn_if_not_exist` is `"pass"` by default.
 
-    **Returns:** the new model and the `StateDelta` of what was written.
+    **Returns:** the new model and the `StateDelta` of what was written; `aux` as well,
+    with `has_aux`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -91,7 +96,6 @@ def init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
 
     ```
     """
-    return _call(call_all_fns, "init_state", target, args, kwargs)
 
 
 @overload
@@ -123,16 +127,16 @@ def vmap_init_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-@_shows_options_of(vmap_call_all_fns)
+@_calls(vmap_call_all_fns, "init_state")
 def vmap_init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Calls `init_state(*args, **kwargs)` in every module that has it, in many lanes.
+    """Calls `init_state(*args, **kwargs)` on every module that has it, in many lanes.
 
-    As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, whose
-    keyword options it takes; modules without the method are skipped, unless
-    `fn_if_not_exist` says otherwise.
+    As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, with the
+    same keyword options, but `fn_if_not_exist` is `"pass"` by default.
 
-    **Returns:** the new model, whose states have a lane axis of size `axis_size` in
-    front, and the `StateDelta` of what was written.
+    **Returns:** the new model, whose states have a leading lane axis of size
+    `axis_size`, and the `StateDelta` of what was written; `aux` as well, with
+    `has_aux`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -148,7 +152,6 @@ def vmap_init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
 
     ```
     """
-    return _call(vmap_call_all_fns, "init_state", target, args, kwargs)
 
 
 @overload
@@ -171,13 +174,13 @@ def reset_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-@_shows_options_of(call_all_fns)
+@_calls(call_all_fns, "reset_state")
 def reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it.
 
     As `init_all_states`, for `reset_state`.
 
-    **Returns:** the new model and the `StateDelta` of what was written.
+    **Returns:** as `init_all_states`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -193,7 +196,6 @@ def reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
 
     ```
     """
-    return _call(call_all_fns, "reset_state", target, args, kwargs)
 
 
 @overload
@@ -225,15 +227,15 @@ def vmap_reset_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-@_shows_options_of(vmap_call_all_fns)
+@_calls(vmap_call_all_fns, "reset_state")
 def vmap_reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it, in many lanes.
 
-    As `vmap_init_all_states`, for `reset_state`. For a model that has lanes already
-    pass `in_axes`, such as the delta of the call that made them: each lane then resets
-    its own slice. With `where` only the lanes where it is true are reset.
+    As `vmap_init_all_states`, for `reset_state`. For a model that already has lanes
+    pass `in_axes`, such as the delta of the call that made them, so that each lane
+    resets its own slice. With `where`, only lanes where it is true are reset.
 
-    **Returns:** the new model and the `StateDelta` of what was written.
+    **Returns:** as `vmap_init_all_states`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -253,14 +255,3 @@ def vmap_reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
 
     ```
     """
-    return _call(vmap_call_all_fns, "reset_state", target, args, kwargs)
-
-
-def _call(
-    function: Any, name: str, target: Any, args: tuple[Any, ...], options: Any
-) -> Any:
-    """Calls the method `name`, which gets what is not an option of the function."""
-    known = {each.name for each in _options_of(function)}
-    own = {key: value for key, value in options.items() if key in known}
-    kwargs = {key: value for key, value in options.items() if key not in known}
-    return function(target, name, args, kwargs, **{**_DEFAULTS, **own})

@@ -478,8 +478,8 @@ def shares_text(path, got):
     return (
         f"The value for `{path}` does not fit: it is {got}, but the axes of the "
         "`Ensemble` at `part` do not map that leaf, so its lanes would share the "
-        "value. First make the calls that gave the saved model this leaf, in "
-        "`eqx.filter_eval_shape` if their values do not matter; or pass "
+        "value. First make the calls that gave the leaf its lanes in the saved model, "
+        "under `eqx.filter_eval_shape` if their values do not matter; or pass "
         "`check=False` to take all values as they are."
     )
 
@@ -525,9 +525,10 @@ def test_states_that_an_ensemble_does_not_have_yet():
     assert (unexpected, missing) == ([], [])
     assert eqx.tree_equal(loaded, saved)
     assert loaded["part"][2].v.tolist() == [1.0] * 3
-    # What is not an array is shared in any case.
-    new, _, _ = assign_state_values(fresh, {"part.model.v": 0.5})
-    assert new["part"][2].v == 0.5
+    # A value without axes is shared in any case.
+    for value in (0.5, np.float32(0.5), jnp.array(0.5)):
+        new, _, _ = assign_state_values(fresh, {"part.model.v": value})
+        assert new["part"][2].v == 0.5
 
 
 @pytest.mark.usefixtures("in_32_bits")

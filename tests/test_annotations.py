@@ -283,7 +283,7 @@ def test_lanes_are_checked_one_at_a_time():
     assert batched.v.shape == (8, 3)
     chorax.check_annotations(batched, in_axes=delta)
     chorax.check_annotations(batched, in_axes=delta.in_axes)
-    with pytest.raises(chorax.AnnotationError, match="a first axis"):
+    with pytest.raises(chorax.AnnotationError, match="Without the first axis"):
         chorax.vmap_call_all_fns(
             batched, lambda node: chorax.replace(node, w=node.w * 2), axis_size=8
         )

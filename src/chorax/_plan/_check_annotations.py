@@ -6,7 +6,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax.tree_util as jtu
 
-from .._annotations._check import check_module, Seen, Sight
+from .._annotations._check import check_module, LaneArray, Sight
 from .._annotations._hints import is_annotated
 from .._lanes._axes import plain_axes, resolve_axes
 from .._lanes._lane_axes import agreed_count
@@ -18,7 +18,7 @@ from ._levels import in_levels, levels_of
 
 
 # How to declare a lane axis that was not declared.
-BATCHED = "say so by `in_axes`"
+BATCHED = "declare it with `in_axes`"
 UNBATCHED = "call `vmap_call_all_fns` with `in_axes`"
 
 
@@ -83,7 +83,7 @@ def check_in_draft(
     if node.ensembles:
         own = in_levels(own, levels_of(draft, node, structure, specs))
     leaves = [
-        Seen(spec.struct, spec.host) if isinstance(spec, ArraySpec) else spec.value
+        LaneArray(spec.struct, spec.host) if isinstance(spec, ArraySpec) else spec.value
         for spec in own
     ]
     check_module(structure, leaves, node.path, sight)

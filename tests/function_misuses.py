@@ -120,7 +120,7 @@ def module_text(got):
 def layer_text(got):
     return (
         f"`reset_parameters` takes one layer, but got {got}. Pass a whole model to "
-        "`call_all_fns(model, reset_parameters, key=key)`, or register a rule by "
+        "`call_all_fns(model, reset_parameters, key=key)`, or register a rule with "
         "`@chorax.reset_parameters.register`."
     )
 
@@ -307,10 +307,10 @@ FUNCTIONS: dict[str, Mistake] = {
     ),
     "reset_parameters of what is no array": wrong(
         TypeError,
-        "`weight` of Linear is no array, but a BadRepr, so its parameters can't be "
-        "drawn as its constructor would. Register a rule, "
-        "`@chorax.reset_parameters.register`, for a class of your own, or exclude the "
-        "layer by `node_to_exclude`.",
+        "`weight` of Linear is not an array but a BadRepr, so it can't be drawn as the "
+        "constructor would. Register a rule for a class of your own with "
+        "`@chorax.reset_parameters.register`, or exclude the layer by "
+        "`node_to_exclude`.",
         lambda target: call_all_fns(
             {"a": linear(weight=BadRepr())}, reset_parameters, key=KEY
         ),

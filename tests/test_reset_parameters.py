@@ -132,7 +132,9 @@ def test_other_modules_come_back_unchanged():
 def test_a_parameter_that_is_no_array_is_named():
     linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
     wrapped = eqx.tree_at(lambda x: x.weight, linear, eqx.nn.Lambda(jnp.tanh))
-    with pytest.raises(TypeError, match="`weight` of Linear is no array, but a Lambda"):
+    with pytest.raises(
+        TypeError, match="`weight` of Linear is not an array but a Lambda"
+    ):
         chorax.reset_parameters(wrapped, key=jax.random.key(0))
     with pytest.raises(TypeError, match="Register a rule") as info:
         chorax.vmap_call_all_fns(

@@ -84,7 +84,7 @@ def apply_text(got):
 
 def structure_text(place, model, delta):
     return (
-        "This model has another structure than the delta was made from: at "
+        "This model does not have the structure that the delta was made from: at "
         f"{place}, the model: {model}; the delta: {delta}."
     )
 
@@ -204,8 +204,8 @@ FUNCTIONS: dict[str, Mistake] = {
     ),
     "deltas of other lanes": wrong(
         ValueError,
-        "These deltas have 3 and 4 lanes. Only what was written in the same lanes goes "
-        "into one delta.",
+        "These deltas have 3 and 4 lanes. Only values written in the same lanes can be "
+        "combined into one delta.",
         lambda target: delta_of(3) | delta_of(4),
         runs=None,
     ),

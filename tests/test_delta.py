@@ -146,7 +146,7 @@ def test_structure_is_recorded():
 )
 def test_another_structure_names_the_first_difference(model, message):
     _, delta = vmap_call_all_fns(cells(), "init", axis_size=4)
-    expected = "This model has another structure than the delta was made from: "
+    expected = "This model does not have the structure that the delta was made from: "
     with pytest.raises(ValueError, match=re.escape(expected + message)):
         apply_delta(model, delta)
 

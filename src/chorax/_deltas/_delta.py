@@ -243,8 +243,8 @@ def choose(flags: Sequence[bool], these: Sequence[V], others: Sequence[V]) -> li
 
 
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
-    """The lane axis of every leaf, if `in_axes` is a delta of a model of this structure;
-    `None` otherwise."""
+    """The lane axis of every leaf, if `in_axes` is a delta whose model has this
+    structure; else `None`."""
     if isinstance(in_axes, StateDelta):
         delta = cast(StateDelta[Any], in_axes)
         if same_structure(delta.after, structure):

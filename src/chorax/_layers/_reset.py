@@ -101,8 +101,8 @@ def reset_parameters(node: M, *, key: jax.Array) -> M:
 
     **Returns:** the layer with new parameters of the same shapes and dtypes.
 
-    **Raises:** `TypeError` if `node` is not a module, if a parameter is not an array of
-    floating-point numbers, or if `key` is not a key; `ValueError` for several keys, or
+    **Raises:** `TypeError` if `node` is not a module, if a parameter is not an
+    inexact array, or if `key` is not a key; `ValueError` for several keys, or
     if a parameter does not have a shape that the constructor makes.
 
     ```python

@@ -1,5 +1,9 @@
-"""Replacing parameters by newly drawn ones of the same shapes and dtypes."""
+"""Replacing parameters by newly drawn ones of the same shapes and dtypes.
 
+Each of the three functions for rules builds a new layer and takes fields from it.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast, TypeVar
 
@@ -22,16 +26,13 @@ _CURE = (
 
 def redraw(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
     """The node with its parameters, the fields of these names, from a new layer."""
-    old = {name: content_of(node, name) for name in names}
+    old = {name: _parameter(node, name) for name in names}
     old = {name: value for name, value in old.items() if value is not None}
     if not old:
         return node
     draw = _in_own_dtypes(node, build, old)
     made = cast(Any, eqx).filter_eval_shape(draw, key)
-    new = per_slice(draw, _leading_axes(node, old, made), key=key)
-    return replace(
-        node, **{name: with_content(node, name, x) for name, x in new.items()}
-    )
+    return _with(node, _per_slice(draw, _leading_axes(node, old, made), key=key))
 
 
 def redraw_inside(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
@@ -55,8 +56,34 @@ def redraw_inside(node: Any, key: Any, build: Builder, names: Sequence[str]) -> 
     for name in names:
         for x in jtu.tree_leaves(old[name]):
             _check_parameter(node, name, x)
-    new = per_slice(_in_own_dtypes(node, build, old), leading, key=key)
-    return replace(node, **new)
+    return _with(node, _per_slice(_in_own_dtypes(node, build, old), leading, key=key))
+
+
+def redraw_norm(node: Any, key: Any, build: Builder, names: Sequence[str]) -> Any:
+    """The node with one field from a new norm around the layer that it has."""
+    (name,) = names
+    # What `eqx.nn.Shared` has moved elsewhere is unknown here.
+    is_moved = is_tied(node.layer)
+    weight = None if is_moved else _parameter(node.layer, node.weight_name)
+    old = _parameter(node, name)
+    if weight is None or old is None:
+        return node
+
+    def in_own_dtype(x: Any, was: Any) -> Any:
+        return x.astype(was.dtype)
+
+    def draw(layer: Any, key: jax.Array) -> Any:
+        built = build(replace(node, layer=layer), None, key)
+        return jtu.tree_map(in_own_dtype, _parameter(built, name), old)
+
+    shapes = [x.shape for x in jtu.tree_leaves(old)]
+    for depth in range(weight.ndim):
+        # If the layer is a stack, its norms have the same leading axes.
+        every = functools.partial(_per_slice, draw, weight.shape[:depth], node.layer)
+        made = cast(Any, eqx).filter_eval_shape(every, key=key)
+        if [x.shape for x in jtu.tree_leaves(made)] == shapes:
+            return _with(node, {name: every(key=key)})
+    raise _other_shape(node, name, shapes[0], "one that fits its layer's weight")
 
 
 def _in_own_dtypes(
@@ -88,15 +115,15 @@ def _leading_axes(
         for x, y in pairs:
             own = x.shape[: x.ndim - len(y.shape)]
             if x.shape != (*own, *y.shape):
-                raise of_another_shape(node, name, x.shape, f"{y.shape}")
+                raise _other_shape(node, name, x.shape, f"{y.shape}")
             if own != (own if leading is None else leading):
                 expected = f"{y.shape}, with {leading} leading as elsewhere"
-                raise of_another_shape(node, name, x.shape, expected)
+                raise _other_shape(node, name, x.shape, expected)
             leading = own
     return leading or ()
 
 
-def per_slice(
+def _per_slice(
     draw: Callable[..., T], leading: tuple[int, ...], *layers: Any, key: jax.Array
 ) -> T:
     """Draws once for each slice along leading axes, each with a key of its own."""
@@ -113,7 +140,7 @@ def _contents(node: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: x.init if _is_index(x) else x for name, x in values.items()}
 
 
-def content_of(node: Any, name: str) -> Any:
+def _parameter(node: Any, name: str) -> Any:
     """A parameter, or the initial value of a running statistic; `None` without one."""
     value = getattr(node, name)
     if _is_index(value):
@@ -125,10 +152,13 @@ def content_of(node: Any, name: str) -> Any:
     return value
 
 
-def with_content(node: Any, name: str, new: Any) -> Any:
-    """The value of a field with new content, as `content_of` finds it."""
-    value = getattr(node, name)
-    return replace(value, init=new) if _is_index(value) else new
+def _with(node: Any, new: dict[str, Any]) -> Any:
+    """The node with new parameters, or new initial values of running statistics."""
+    old = {name: getattr(node, name) for name in new}
+    fields = {
+        k: replace(x, init=new[k]) if _is_index(x) else new[k] for k, x in old.items()
+    }
+    return replace(node, **fields)
 
 
 def _is_index(value: Any) -> bool:
@@ -147,7 +177,7 @@ def _check_parameter(node: Any, name: str, value: Any) -> None:
     )
 
 
-def of_another_shape(node: Any, name: str, got: Any, expected: str) -> ValueError:
+def _other_shape(node: Any, name: str, got: Any, expected: str) -> ValueError:
     return ValueError(
         f"`{name}` of {type(node).__name__} has the shape {got}, but the constructor "
         f"makes {expected}, so it can't be drawn as the constructor would. {_CURE}"

@@ -5,6 +5,7 @@ parameters from the result. So the draws always agree with Equinox's.
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,52 +13,50 @@ import jax.numpy as jnp
 from equinox import nn
 
 from .._tree._keys import check_key
-from .._tree._nodes import is_tied
-from .._tree._replace import replace
-from ._redraw import (
-    Builder,
-    content_of,
-    of_another_shape,
-    per_slice,
-    redraw,
-    redraw_inside,
-    with_content,
-)
+from ._redraw import Builder, redraw, redraw_inside, redraw_norm
 from ._reset import reset_parameters
 
 
 _STATISTICS = "ema_first_time_index ema_state_index batch_counter batch_state_index"
 _CONV = "num_spatial_dims in_channels out_channels kernel_size groups use_bias"
 
-# The fields that are parameters, and the constructor's arguments that decide how they
-# are drawn, which are fields too.
-_LAYERS: dict[Any, tuple[str, str]] = {
-    nn.Linear: ("weight bias", "in_features out_features use_bias"),
-    nn.Conv: ("weight bias", _CONV),
-    nn.ConvTranspose: ("weight bias", _CONV),
-    nn.GRUCell: ("weight_ih weight_hh bias bias_n", "input_size hidden_size use_bias"),
-    nn.LSTMCell: ("weight_ih weight_hh bias", "input_size hidden_size use_bias"),
-    nn.Embedding: ("weight", "num_embeddings embedding_size"),
-    nn.LayerNorm: ("weight bias", "shape"),
-    nn.RMSNorm: ("weight bias", "shape"),
-    nn.GroupNorm: ("weight bias", "groups channels"),
-    nn.BatchNorm: (f"weight bias {_STATISTICS}", "input_size axis_name mode"),
-}
-# The same for layers that are made of layers.
-_LAYERS_OF_LAYERS: dict[Any, tuple[str, str]] = {
-    nn.MLP: (
-        "layers",
-        "in_size out_size width_size depth use_bias use_final_bias scan",
-    ),
-    nn.MultiheadAttention: (
-        "query_proj key_proj value_proj output_proj",
-        "num_heads query_size key_size value_size output_size qk_size vo_size "
-        "use_query_bias use_key_bias use_value_bias use_output_bias",
-    ),
+# For each way to redraw and each layer: the fields that are redrawn, and the arguments
+# of the constructor that decide how, which are fields of the same names.
+_RULES: Mapping[Any, Mapping[Any, tuple[str, str]]] = {
+    redraw: {
+        nn.Linear: ("weight bias", "in_features out_features use_bias"),
+        nn.Conv: ("weight bias", _CONV),
+        nn.ConvTranspose: ("weight bias", _CONV),
+        nn.GRUCell: (
+            "weight_ih weight_hh bias bias_n",
+            "input_size hidden_size use_bias",
+        ),
+        nn.LSTMCell: ("weight_ih weight_hh bias", "input_size hidden_size use_bias"),
+        nn.Embedding: ("weight", "num_embeddings embedding_size"),
+        nn.LayerNorm: ("weight bias", "shape"),
+        nn.RMSNorm: ("weight bias", "shape"),
+        nn.GroupNorm: ("weight bias", "groups channels"),
+        nn.BatchNorm: (f"weight bias {_STATISTICS}", "input_size axis_name mode"),
+    },
+    redraw_inside: {
+        nn.MLP: (
+            "layers",
+            "in_size out_size width_size depth use_bias use_final_bias scan",
+        ),
+        nn.MultiheadAttention: (
+            "query_proj key_proj value_proj output_proj",
+            "num_heads query_size key_size value_size output_size qk_size vo_size "
+            "use_query_bias use_key_bias use_value_bias use_output_bias",
+        ),
+    },
+    redraw_norm: {
+        nn.SpectralNorm: ("uv_index", "layer weight_name num_power_iterations eps"),
+        nn.WeightNorm: ("g", "layer weight_name axis"),
+    },
 }
 
 
-def _builder(kind: Any, arguments: list[str]) -> Builder:
+def _builder(kind: Any, arguments: Sequence[str]) -> Builder:
     """Calls a constructor with these fields of a layer, and a dtype and a key where it
     takes them."""
     takes = inspect.signature(kind.__init__).parameters
@@ -79,68 +78,23 @@ def _build_prelu(node: Any, dtype: Any, key: jax.Array) -> Any:
     return nn.PReLU(jnp.full(node.negative_slope.shape, default, dtype))
 
 
-def _register(kind: type, names: str, build: Builder, draw: Any = redraw) -> None:
+def _register(kind: type, redraw: Any, names: Sequence[str], build: Builder) -> None:
     def rule(node: Any, *, key: Any) -> Any:
         check_key(key)
-        return draw(node, key, build, names.split())
+        return redraw(node, key, build, names)
 
     rule.__qualname__ = "reset_parameters"  # For errors about its arguments.
     reset_parameters.register(kind, rule)
 
 
-for _kind, (_names, _arguments) in _LAYERS.items():
-    _register(_kind, _names, _builder(_kind, _arguments.split()))
-for _kind, (_names, _arguments) in _LAYERS_OF_LAYERS.items():
-    _register(_kind, _names, _builder(_kind, _arguments.split()), redraw_inside)
-_register(nn.PReLU, "negative_slope", _build_prelu)
+for _redraw, _table in _RULES.items():
+    for _kind, (_names, _arguments) in _table.items():
+        _build = _builder(_kind, _arguments.split())
+        _register(_kind, _redraw, _names.split(), _build)
+_register(nn.PReLU, redraw, ["negative_slope"], _build_prelu)
 
 
 @reset_parameters.register(nn.RotaryPositionalEmbedding)
 def _rotary(node: Any, *, key: jax.Array) -> Any:
     del key
     return node  # It has no parameters.
-
-
-@reset_parameters.register(nn.SpectralNorm)
-def _spectral_norm(node: Any, *, key: jax.Array) -> Any:
-    old = content_of(node, "uv_index")
-    if old is None or _weight_of(node) is None:
-        return node
-
-    def draw(layer: Any, key: jax.Array) -> Any:
-        built: Any = nn.SpectralNorm(
-            layer, node.weight_name, node.num_power_iterations, node.eps, key=key
-        )
-        pairs = zip(built.uv_index.init, old, strict=True)
-        return tuple(x.astype(was.dtype) for x, was in pairs)
-
-    # Its two vectors have one axis each.
-    new = per_slice(draw, old[0].shape[:-1], node.layer, key=key)
-    return replace(node, uv_index=with_content(node, "uv_index", new))
-
-
-@reset_parameters.register(nn.WeightNorm)
-def _weight_norm(node: Any, *, key: jax.Array) -> Any:
-    weight, old = _weight_of(node), content_of(node, "g")
-    if weight is None or old is None:
-        return node
-
-    def draw(layer: Any, key: jax.Array) -> jax.Array:
-        del key
-        g: Any = nn.WeightNorm(layer, node.weight_name, node.axis).g
-        return g.astype(old.dtype)
-
-    for depth in range(weight.ndim):
-        inner = weight.shape[depth:]
-        kept = None if node.axis is None else node.axis % len(inner)
-        norms = tuple(n if i == kept else 1 for i, n in enumerate(inner))
-        if old.shape == (*weight.shape[:depth], *norms):
-            leading = weight.shape[:depth]
-            return replace(node, g=per_slice(draw, leading, node.layer, key=key))
-    raise of_another_shape(node, "g", old.shape, "those of its layer's weight")
-
-
-def _weight_of(norm: Any) -> Any:
-    """The weight that a norm depends on; `None` if `eqx.nn.Shared` has moved it
-    elsewhere, so that the norm can't be drawn and stays as it is."""
-    return None if is_tied(norm.layer) else content_of(norm.layer, norm.weight_name)

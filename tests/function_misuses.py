@@ -127,7 +127,8 @@ def layer_text(got):
 
 def check_text(got):
     return (
-        f"There is nothing to check: the model has no `eqx.Module` in it, but is {got}."
+        "There is nothing to check: the model does not contain an `eqx.Module`, but is "
+        f"{got}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person reads whose value does not fit: each text, whole."""
+"""Annotation errors, each compared as a whole text."""
 
 import importlib
 import re

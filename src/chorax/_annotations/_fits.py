@@ -9,8 +9,8 @@ import contextlib
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast, NoReturn, TypeAlias
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast, TypeAlias
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -36,20 +36,22 @@ _Task: TypeAlias = tuple[Any, Any, Path, str | None]
 _CONTAINERS = ("builtins", "collections", "collections.abc")
 
 
-@dataclasses.dataclass(eq=False)
 class Misfit(Exception):  # noqa: N818
-    """A value does not fit.
+    """A value does not fit its hint.
 
-    `path` leads to it from the module that is checked, and `scope` is what was known
-    then; `accepts` tells whether another value would fit there; `field` is the field
-    whose annotation it does not fit.
+    `path` leads to it from the module that is checked, `scope` is what was known then,
+    and `field` is the field whose annotation it does not fit.
     """
 
-    path: Path
-    value: Any
-    scope: Scope
-    accepts: Callable[[Any], bool]
-    field: HintedField | None = None
+    def __init__(self, task: _Task, scope: Scope) -> None:
+        super().__init__()
+        self.value, self._hint, self.path, self._leaf = task
+        self.scope = scope
+        self.field: HintedField | None = None
+
+    def accepts(self, value: Any) -> bool:
+        """Whether another value would fit there."""
+        return _fits((value, self._hint, self.path, self._leaf), self.scope)
 
 
 def check_fields(
@@ -99,15 +101,17 @@ def _fit(task: _Task, scope: Scope) -> tuple[Scope, list[_Task]]:
     if is_tied(value):
         return scope, []
     if is_array_hint(hint):
-        hints = lane_hints(hint, leaf, scope.is_loose)
-        return scope.bind(value, hints, path) or _raise(task, scope), []
+        found = scope.bind(value, lane_hints(hint, leaf, scope.is_loose), path)
+        if found is None:
+            raise Misfit(task, scope)
+        return found, []
     if is_tree_hint(hint):
         return _fit_tree(value, hint, task, scope), []
     if is_union(hint):
         return _fit_union(typing.get_args(hint), task, scope), []
     items = _items(value, hint) if _admits(value, hint, leaf) else None
     if items is None:
-        _raise(task, scope)
+        raise Misfit(task, scope)
     kind = typing.get_origin(hint) or hint
     if is_record(kind) and id(value) not in scope.around:
         # Its fields have names of their own, except where its parameters speak.
@@ -129,7 +133,7 @@ def _fit_tree(tree: Any, hint: Any, task: _Task, scope: Scope) -> Scope:
 
     def is_leaf(x: Any) -> bool:
         # Where a tree ends depends on the types of its values, not on their shapes.
-        return item is not Any and _accepts((x, item, path, ""), loose)
+        return item is not Any and _fits((x, item, path, ""), loose)
 
     try:
         leaves, structure = jtu.tree_flatten(tree, is_leaf=is_leaf)
@@ -145,7 +149,10 @@ def _fit_tree(tree: Any, hint: Any, task: _Task, scope: Scope) -> Scope:
         return scope
     skeleton = jtu.tree_unflatten(structure, [0] * len(leaves))
     of_any = cast(Any, jaxtyping).PyTree[Any, name]
-    return scope.bind(skeleton, (of_any,), path) or _raise(task, scope)
+    found = scope.bind(skeleton, (of_any,), path)
+    if found is None:
+        raise Misfit(task, scope)
+    return found
 
 
 def _fit_union(members: Sequence[Any], task: _Task, scope: Scope) -> Scope:
@@ -163,7 +170,7 @@ def _fit_union(members: Sequence[Any], task: _Task, scope: Scope) -> Scope:
     inside = [misfit for misfit in misfits if len(misfit.path) > len(path)]
     if len(inside) == 1:
         raise inside[0]
-    _raise(task, scope)
+    raise Misfit(task, scope)
 
 
 def _admits(value: Any, hint: Any, leaf: str | None) -> bool:
@@ -179,17 +186,12 @@ def _admits(value: Any, hint: Any, leaf: str | None) -> bool:
         return True  # A class whose own instance check fails.
 
 
-def _accepts(task: _Task, scope: Scope) -> bool:
+def _fits(task: _Task, scope: Scope) -> bool:
     try:
         _fit_all([task], scope)
     except (Misfit, Unresolved):
         return False
     return True
-
-
-def _raise(task: _Task, scope: Scope) -> NoReturn:
-    value, hint, path, leaf = task
-    raise Misfit(path, value, scope, lambda x: _accepts((x, hint, path, leaf), scope))
 
 
 def _items(value: Any, hint: Any) -> Iterable[tuple[Key, Any, Any]] | None:

@@ -153,28 +153,24 @@ def _meanings(cls: Any) -> dict[type, Mapping[Any, Any]]:
 def _filled(hint: Any, known: Mapping[Any, Any]) -> Any:
     """The hint with its type variables replaced by what they stand for."""
     if isinstance(hint, typing.TypeVar):
-        return _meaning(hint, known)
+        if hint in known:
+            return known[hint]
+        if getattr(hint, "has_default", bool)():
+            return _filled(cast(Any, hint).__default__, known)
+        if hint.__constraints__:
+            return typing.Union[hint.__constraints__]  # noqa: UP007
+        return Any if hint.__bound__ is None else hint.__bound__
     # A bare generic class has parameters too, but no arguments.
     names: Any = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
     if not names or not all(isinstance(name, typing.TypeVar) for name in names):
         return hint
-    return cast(Any, hint)[tuple(_meaning(name, known) for name in names)]
-
-
-def _meaning(variable: typing.TypeVar, known: Mapping[Any, Any]) -> Any:
-    if variable in known:
-        return known[variable]
-    if getattr(variable, "has_default", bool)():
-        return _filled(cast(Any, variable).__default__, known)
-    if variable.__constraints__:
-        return typing.Union[variable.__constraints__]  # noqa: UP007
-    return Any if variable.__bound__ is None else variable.__bound__
+    return cast(Any, hint)[tuple(_filled(name, known) for name in names)]
 
 
 def _unwrapped(hint: Any) -> Any:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, typing.TypeVar):
-        return _meaning(hint, {})
+        return _filled(hint, {})
     if isinstance(hint, typing.NewType):
         return hint.__supertype__
     if origin in (typing.Annotated, typing.Final):

@@ -74,7 +74,7 @@ def check_in_draft(
 
     `specs` has one entry for each value that the draft refers to.
     """
-    if not is_annotated(type(node.module)):
+    if not is_annotated(node.cls):
         return
     slot, found = draft.find(node.path)
     if not found or not isinstance(slot.value, eqx.Module):

@@ -211,9 +211,7 @@ def words_text(got):
 
 
 def mask_text(but, name="where"):
-    return (
-        f"`{name}` must be a boolean array of shape (4,), one entry a lane, but {but}."
-    )
+    return f"`{name}` must be a boolean array of shape (4,), one entry per lane, but {but}."
 
 
 def axes_text(got, place="the root `()`", name="in_axes"):

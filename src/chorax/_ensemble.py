@@ -8,8 +8,8 @@ import jax.tree_util as jtu
 
 from ._lanes._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
 from ._lanes._lane_axes import (
-    agreed_count,
     count_lanes,
+    known_lane_axes,
     lane_axes,
     LaneAxes,
     take_lanes,
@@ -82,7 +82,6 @@ class Ensemble(LaneHolder, Generic[M]):
     """
 
     model: M
-    size_when_made: int = eqx.field(static=True, repr=False)
 
     def __init__(self, model: M, axes: Any) -> None:
         found = lane_axes(model, axes)
@@ -103,14 +102,7 @@ class Ensemble(LaneHolder, Generic[M]):
         return self._lanes().size
 
     def _lanes(self) -> LaneAxes:
-        known = dict(self.mapped)
-        leaves, structure = jtu.tree_flatten(self.model)
-        # What a transformation has put in place of arrays has no lanes.
-        pairs = zip(leaf_paths(structure), leaves, strict=True)
-        axes = tuple(known.get(path) if eqx.is_array(x) else None for path, x in pairs)
-        told = agreed_count(leaves, structure, axes, "axes")
-        size = int(self.size_when_made) if told is None else told
-        return LaneAxes(leaves, structure, axes, size)
+        return known_lane_axes(self.model, self.mapped, int(self.size_when_made))
 
     @property
     def axes(self) -> M:

@@ -13,7 +13,9 @@ from ..filters import Predicate, to_predicate
 
 def check_mask(mask: Any, size: int, name: str) -> jax.Array:
     """A mask of lanes, shape `(size,)`."""
-    expected = f"`{name}` must be a boolean array of shape ({size},), one entry a lane"
+    expected = (
+        f"`{name}` must be a boolean array of shape ({size},), one entry per lane"
+    )
     array = as_array(mask)
     if array is None:
         raise TypeError(f"{expected}, but got {shown(mask)}.")

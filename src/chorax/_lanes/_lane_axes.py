@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -13,11 +13,12 @@ import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
-from .._text._places import place
-from .._text._show import shown
+from .._text._places import Path, place
+from .._text._show import is_array_like, shown
 from .._tree._holder import AxesHolder
 from .._tree._paths import leaf_paths
 from ._arguments import as_array
+from ._arrays import ask, compute
 from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
 
 
@@ -39,8 +40,13 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
     """Takes a batched model apart; errors if its leaves disagree on their lanes."""
     axis_size = axes.axis_size if isinstance(axes, AxesHolder) else None
     leaves, structure = jtu.tree_flatten(batched)
-    found = resolve_axes(batched, plain_axes(axes), "axes")
-    told = agreed_count(leaves, structure, found, "axes")
+
+    def resolve(batched: Any) -> tuple[Axes, int | None]:
+        found = resolve_axes(batched, plain_axes(axes), "axes")
+        leaves = jtu.tree_leaves(batched)
+        return found, agreed_count(leaves, structure, found, "axes")
+
+    found, told = ask(resolve, batched)
     size = axis_size if told is None else told
     if size is None:
         raise ValueError(
@@ -52,6 +58,20 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
         for x, axis in zip(leaves, found, strict=True)
     )
     return LaneAxes(leaves, structure, counted, size)
+
+
+def known_lane_axes(
+    batched: Any, mapped: Collection[tuple[Path, int]], size: int
+) -> LaneAxes:
+    """The same for a model that has lanes at known paths, `size` where no leaf is
+    there."""
+    leaves, structure = jtu.tree_flatten(batched)
+    known = dict(mapped)
+    # What a transformation has put in place of arrays has no lanes.
+    pairs = zip(leaf_paths(structure), leaves, strict=True)
+    axes = tuple(known.get(path) if is_array_like(x) else None for path, x in pairs)
+    told = ask(lambda leaves: agreed_count(leaves, structure, axes, "axes"), leaves)
+    return LaneAxes(leaves, structure, axes, size if told is None else told)
 
 
 def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
@@ -79,26 +99,19 @@ def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
     which = _checked_index(index, lanes.size)
     drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
     leaves = [
-        x if axis is None else _taken(x, axis, which)
+        x if axis is None else compute(_take, x, by=which, axis=axis, which=which)
         for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
     ]
     return lanes.rebuild(leaves), drops_axis
 
 
-def library_of(arrays: Sequence[Any], by: Any = None) -> Any:
-    """NumPy for arrays that are all its own, unless what lanes are taken or chosen by
-    is traced; else JAX's."""
-    is_host = all(isinstance(x, np.ndarray | np.generic) for x in arrays)
-    return np if is_host and not isinstance(by, jax.core.Tracer) else jnp
-
-
-def _taken(x: Any, axis: int, which: Any) -> Any:
-    if library_of([x], which) is np:
+def _take(library: Any, x: Any, axis: int, which: Any) -> Any:
+    if library is np:
         return x[(*[slice(None)] * axis, which)]
-    return _taken_by_jax(jnp.asarray(x), axis, which)
+    return _take_by_jax(jnp.asarray(x), axis, which)
 
 
-def _taken_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
+def _take_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
     front = [slice(None)] * axis
     layout = x.aval.sharding  # What is explicit in it is a type.
     entries: list[Any] = [*layout.spec]

@@ -13,17 +13,21 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._text._places import place
-from .._text._show import named, short
+from .._text._show import is_array_like, named, short
+from .._tree._holder import without_sizes
 from .._tree._paths import first_difference, same_structure
 from .._tree._same import is_same
+from ._arrays import are_numpy
 from ._axes import is_foreign, not_taken
-from ._lane_axes import library_of
 
 
 def check_structures(
     left: jtu.PyTreeDef, right: jtu.PyTreeDef, left_name: str, right_name: str
 ) -> None:
     """Raises unless two structures are equal, for the first path that differs."""
+    if not same_structure(left, right):
+        # Ensembles have as many lanes as their leaves, whatever is noted in them.
+        left, right = without_sizes(left), without_sizes(right)
     if same_structure(left, right):
         return
     path, a, b = first_difference(left, right) or ((), "one", "another")
@@ -43,10 +47,10 @@ def check_structures(
 def check_alike(one: Any, other: Any, places: str, axis: int | None = None) -> None:
     """Raises unless two arrays have the same dtype, and the same shape but for an
     axis."""
-    is_host = library_of([one, other]) is np
+    is_host = are_numpy([one, other])
     shapes: list[Any] = []
     for x in (one, other):
-        if not eqx.is_array(x):
+        if not is_array_like(x):
             raise ValueError(
                 f"{places} differ: one is no array, but {named(x)}, {short(x)}."
             )
@@ -76,9 +80,9 @@ def check_same(one: Any, other: Any, places: str) -> None:
     """Raises unless two shared leaves are equal, as far as it can be told."""
     if one is other:
         return
-    if eqx.is_array(one) and eqx.is_array(other):
+    if is_array_like(one) and is_array_like(other):
         check_alike(one, other, places)
-        if any(isinstance(x, jax.core.Tracer) for x in (one, other)):
+        if any(map(_is_unknown, (one, other))):
             return
         if not _equal_arrays(one, other):
             raise ValueError(
@@ -96,12 +100,17 @@ def check_same(one: Any, other: Any, places: str) -> None:
         )
 
 
+def _is_unknown(x: Any) -> bool:
+    """Whether it is an array without values that could be compared."""
+    return isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
+
+
 def _equal(one: Any, other: Any) -> bool:
     if is_same(one, other):
         return True
     if eqx.is_array(one) or eqx.is_array(other):
-        is_traced = any(isinstance(x, jax.core.Tracer) for x in (one, other))
-        return type(one) is type(other) and not is_traced and _equal_arrays(one, other)
+        are_known = not any(map(_is_unknown, (one, other)))
+        return type(one) is type(other) and are_known and _equal_arrays(one, other)
     if isinstance(one, FunctionType) and isinstance(other, FunctionType):
         # A constructor may make its functions anew for each model.
         return one.__code__ is other.__code__ and _equal_parts(

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING, TypeAlias, TypeVar
 
-import equinox as eqx
 import jax
 import jax.sharding
 import jax.tree_util as jtu
 from jax.typing import ArrayLike
 
+from .._text._show import is_array_like
 from .._text._typed import typed
 from ._arguments import as_array, check_mask
-from ._lane_axes import columns_of, lane_axes, library_of, named_lane_axes, take_lanes
+from ._arrays import compute
+from ._lane_axes import columns_of, lane_axes, named_lane_axes, take_lanes
 from ._lane_checks import check_alike, check_same, check_structures
 from ._spread import check_sharding
 
@@ -88,7 +89,7 @@ def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
         where_ = f"{place_} of `old` and `new`"
         if axis is not None:
             check_alike(kept, fresh, where_)
-        elif not eqx.is_array(kept):
+        elif not is_array_like(kept):
             check_same(kept, fresh, where_)
     check_mask(mask, before.size, "mask")
     chosen = as_array(mask)
@@ -99,9 +100,13 @@ def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
             continue
         shape = [1] * kept.ndim
         shape[axis] = before.size
-        library = library_of([fresh, kept], chosen)
-        leaves.append(library.where(chosen.reshape(shape), fresh, kept))
+        leaf_mask = chosen.reshape(shape)
+        leaves.append(compute(_choose, fresh, kept, by=chosen, mask=leaf_mask))
     return before.rebuild(leaves)
+
+
+def _choose(library: Any, new: Any, old: Any, mask: Any) -> Any:
+    return library.where(mask, new, old)
 
 
 @typed(
@@ -144,7 +149,9 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     return lanes.rebuild(
         # What is shared and on the host is at hand for all devices.
         [
-            x if axis is None and not isinstance(x, jax.Array) else found.place(x, axis)
+            found.place(x, axis)
+            if axis is not None or isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+            else x
             for x, axis in pairs
         ]
     )

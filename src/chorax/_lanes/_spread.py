@@ -58,6 +58,9 @@ class LaneSharding:
             wanted.pop()
         spec = jax.sharding.PartitionSpec(*wanted)
         layout = jax.sharding.NamedSharding(self.mesh, spec)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            rest: Any = {"sharding": layout, "weak_type": x.weak_type}
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, **rest)
         if not _in_jit(x):
             return _put(x, layout)
         if self.is_auto:

@@ -1,20 +1,21 @@
 """Models put together as lanes, and lanes taken apart again."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias, TypeVar
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
 from .._text._places import place
-from .._text._show import shown
+from .._text._show import is_array_like, shown
 from .._text._typed import typed
 from .._tree._paths import leaf_paths
 from ..filters import Filter
 from ._arguments import check_filter, check_positive
-from ._lane_axes import columns_of, lane_axes, library_of, named_lane_axes, take_lanes
+from ._arrays import ask, compute
+from ._lane_axes import columns_of, lane_axes, named_lane_axes, take_lanes
 from ._lane_checks import check_alike, check_mappable, check_same, check_structures
 
 
@@ -72,13 +73,14 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
         leaf_paths(structure), zip(*(xs for xs, _ in flat), strict=True), strict=True
     )
     for path, column in rows:
-        is_shared = not eqx.is_array(column[0]) or keeps(path, column[0])
+        one = column[0]
+        is_shared = not is_array_like(one) or ask(functools.partial(keeps, path), one)
         if not is_shared:
             check_mappable(column[0], place(path), "`share=`")
         for index, other in enumerate(column[1:], 1):
             check = check_same if is_shared else check_alike
             check(column[0], other, f"{place(path)} of model 0 and model {index}")
-        leaves.append(column[0] if is_shared else library_of(column).stack(column))
+        leaves.append(one if is_shared else compute(_stacked, *column))
         axes.append(None if is_shared else 0)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
@@ -151,8 +153,9 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
                 check_same(column[0], other, where_)
             else:
                 check_alike(column[0], other, where_, axis)
-        library = library_of(column)
-        leaves.append(column[0] if axis is None else library.concatenate(column, axis))
+        is_shared = axis is None
+        one = column[0] if is_shared else compute(_concatenated, *column, axis=axis)
+        leaves.append(one)
     return first.rebuild(leaves)
 
 
@@ -184,10 +187,10 @@ def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, 
     leaves: list[Any] = []
     axes: list[int | None] = []
     for path, x in zip(leaf_paths(structure), old, strict=True):
-        gets_lanes = eqx.is_array(x) and keeps(path, x)
+        gets_lanes = is_array_like(x) and ask(functools.partial(keeps, path), x)
         if gets_lanes:
             check_mappable(x, place(path), "`filter=`")
-            x = _repeated(x, size)
+            x = compute(_repeated, x, size=size)
         leaves.append(x)
         axes.append(0 if gets_lanes else None)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
@@ -203,7 +206,15 @@ def _listed(models: Iterable[T], name: str) -> list[T]:
     return list(models)
 
 
-def _repeated(x: Any, size: int) -> Any:
-    if library_of([x]) is np:
+def _stacked(library: Any, *arrays: Any) -> Any:
+    return library.stack(arrays)
+
+
+def _concatenated(library: Any, *arrays: Any, axis: int) -> Any:
+    return library.concatenate(arrays, axis)
+
+
+def _repeated(library: Any, x: Any, size: int) -> Any:
+    if library is np:
         return np.stack([x] * size)
     return jnp.broadcast_to(x, (size, *x.shape))

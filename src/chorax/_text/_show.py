@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any, cast
 
 import equinox as eqx
+import jax
 import jax.core
 import numpy as np
 
@@ -28,7 +29,7 @@ class _Short(reprlib.Repr):
         try:
             if isinstance(x, np.generic):
                 return f"numpy.{kind.__name__}({cast(Any, x).item()!r})"
-            if eqx.is_array(x):
+            if is_array_like(x):
                 return f"{x.dtype}{list(x.shape)}"
             if isinstance(x, eqx.Module):
                 return f"{kind.__name__}(...)"
@@ -48,6 +49,11 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
+def is_array_like(x: Any) -> bool:
+    """Whether it is an array or a `jax.ShapeDtypeStruct`, which stands for one."""
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+
 def short(x: Any) -> str:
     """A value in a few characters."""
     return _short.repr(x)
@@ -58,8 +64,9 @@ def shown(x: Any) -> str:
     kind = cast("type[Any]", type(x)).__name__
     if isinstance(x, np.generic):
         return f"{short(cast(Any, x).item())} of type numpy.{kind}"
-    if eqx.is_array(x):
-        what = "a traced array" if isinstance(x, jax.core.Tracer) else "an array"
+    if is_array_like(x):
+        is_traced = isinstance(x, jax.core.Tracer)
+        what = "a traced array" if is_traced else named(x)
         return f"{what} of dtype {x.dtype} and shape {x.shape}"
     if x is None or isinstance(x, type | eqx.Module):
         return named(x)
@@ -77,8 +84,8 @@ def named(x: Any) -> str:
         return "`None`"
     if isinstance(x, type):
         return f"the class {x.__name__}"
-    if eqx.is_array(x):
-        return "an array"
+    if is_array_like(x):
+        return "an array" if eqx.is_array(x) else "an abstract array"
     if type(x) is tuple:
         return f"a tuple of {len(cast('tuple[Any, ...]', x))}"
     return with_article(type(x).__name__)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._places import dotted, Path
-from ._show import escaped, short
+from ._show import escaped, is_array_like, short
 
 
 # So many rows stand as they are: to read them takes no longer than to read a pattern.
@@ -140,11 +140,6 @@ def value_cells(value: Any, axis: int | None) -> tuple[str, str]:
         shape[axis] = f"{shape[axis]} lanes"
     form = f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
     return str(value.dtype), form
-
-
-def is_array_like(value: Any) -> bool:
-    """Abstract arrays too: a delta may come out of `eqx.filter_eval_shape`."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def size_of(value: Any) -> int | None:

@@ -29,10 +29,11 @@ class LaneHolder(eqx.Module):
 
     `mapped` has the lane axis of each leaf that has one, by its path below the field
     `model`. What a transformation puts in place of other leaves, or takes away for the
-    moment, changes nothing for these.
+    moment, changes nothing for these. `size_when_made` counts where no leaf does.
     """
 
     mapped: frozenset[tuple[Path, int]] = eqx.field(static=True, repr=False)
+    size_when_made: int = eqx.field(static=True, repr=False)
 
 
 def undo_lanes(
@@ -41,7 +42,7 @@ def undo_lanes(
     """A structure in which leaves at these paths have the lane axes they had before."""
     old = dict(_holders(_draft(before)))
     draft = _draft(after)
-    for path, holder in sorted(_holders(draft), key=lambda row: -len(row[0])):
+    for path, holder in _deepest_first(draft):
         if path not in old:
             continue
         start = (*path, "model")
@@ -53,9 +54,24 @@ def undo_lanes(
     return jtu.tree_structure(draft.current())
 
 
+def without_sizes(structure: jtu.PyTreeDef) -> jtu.PyTreeDef:
+    """A structure in which ensembles whose leaves say how many lanes there are note no
+    number of their own."""
+    draft = _draft(structure)
+    for path, holder in _deepest_first(draft):
+        if holder.mapped:
+            slot, _ = draft.find(path)
+            slot.assign(replace(slot.current(), size_when_made=0), ())
+    return jtu.tree_structure(draft.current())
+
+
 def _draft(structure: jtu.PyTreeDef) -> Slot:
     refs = [Ref(index) for index in range(structure.num_leaves)]
     return Slot(jtu.tree_unflatten(structure, refs), None, None)
+
+
+def _deepest_first(draft: Slot) -> list[tuple[Path, LaneHolder]]:
+    return sorted(_holders(draft), key=lambda row: -len(row[0]))
 
 
 def _holders(draft: Slot) -> Iterator[tuple[Path, LaneHolder]]:

@@ -211,7 +211,10 @@ def words_text(got):
 
 
 def mask_text(but, name="where"):
-    return f"`{name}` must be a boolean array of shape (4,), one entry per lane, but {but}."
+    return (
+        f"`{name}` must be a boolean array of shape (4,), one entry per lane, "
+        f"but {but}."
+    )
 
 
 def axes_text(got, place="the root `()`", name="in_axes"):

@@ -794,21 +794,16 @@ def abstract(tree):
 
 
 def lanes_and_axes():
-    """Lanes on several axes; a NumPy leaf, one of a dtype that only NumPy has."""
+    """Lanes on several axes, of NumPy too, and leaves without any."""
     batched = {
-        "a": cell(0),
+        "a": Cell(jnp.zeros((3, 2, 3)), jnp.ones(4)),
         "behind": jnp.arange(12).reshape(2, 3, 2),
         "keys": jax.random.split(jax.random.key(0), 3),
         "host": np.arange(6.0).reshape(3, 2),
         "f": jnp.tanh,
     }
-    batched["a"] = chorax.replace(cell(0), w=jnp.zeros((3, 2, 3)), v=jnp.ones(4))
-    axes = {"a": Cell(0, None), "behind": -2, "keys": 0, "host": 0, "f": None}
-    return batched, chorax_axes(axes)
-
-
-def chorax_axes(axes):
-    return axes | {"a": chorax.replace(axes["a"], key=None, gain=None)}
+    a = chorax.replace(Cell(0, None), gain=None)
+    return batched, {"a": a, "behind": -2, "keys": 0, "host": 0, "f": None}
 
 
 def shares_v(path, x):
@@ -894,10 +889,9 @@ def test_shard_says_where_abstract_arrays_are_to_live(weak_type):
     again = lanes.shard(made, axes, sharding("lanes"))
     assert again["behind"] is made["behind"]
     assert lanes.take(made, axes, 0)["behind"].shape == (2, 2)
-    # What an array is made by, from a file say, has its layout.
-    zeros = jax.jit(lambda: jnp.zeros((3, 2, 3)), out_shardings=made["a"].w.sharding)()
-    spread = lanes.shard(batched, chorax_axes(lanes_and_axes()[1]), sharding("lanes"))
-    assert zeros.sharding == spread["a"].w.sharding
+    # The layout that arrays get.
+    spread = lanes.shard(batched, lanes_and_axes()[1], sharding("lanes"))
+    assert made["a"].w.sharding == spread["a"].w.sharding
 
 
 def test_an_ensemble_of_abstract_arrays(key, tmp_path):

@@ -1,0 +1,1 @@
+"""Which nodes or leaves are meant: predicates, and what users write for them."""

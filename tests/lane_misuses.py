@@ -314,7 +314,8 @@ LANES: dict[str, Mistake] = {
                 "a ragged list",
                 [[0], 1],
                 TypeError,
-                "Lanes are taken by integers, but got [[0], 1] of type list.",
+                "Lanes are taken by an integer, a slice, a mask or an array of "
+                "indices, but got [[0], 1] of type list.",
             ),
             (
                 "None in a list",

@@ -8,7 +8,6 @@ import jax.tree_util as jtu
 
 from ._lanes._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
 from ._lanes._lane_axes import (
-    count_lanes,
     known_lane_axes,
     lane_axes,
     LaneAxes,
@@ -194,11 +193,11 @@ class Ensemble(LaneHolder, Generic[M]):
         """The member at an index; an ensemble of the members in a slice, a mask or an
         array of indices."""
         lanes = self._lanes()
-        taken, drops_axis = take_lanes(lanes, index)
-        if drops_axis:
+        taken, count = take_lanes(lanes, index)
+        if count is None:
             return taken
         # Also the axes of leaves that are not there for the moment.
-        size = type(self.size_when_made)(count_lanes(lanes.size, index))
+        size = type(self.size_when_made)(count)
         return replace(self, model=taken, size_when_made=size)
 
     def __iter__(self) -> Iterator[M]:

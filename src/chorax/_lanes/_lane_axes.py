@@ -1,8 +1,7 @@
 """Models as lanes see them: which leaves have a lane axis, and single lanes."""
 
 import dataclasses
-import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -14,12 +13,12 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._text._places import Path, place
-from .._text._show import is_array_like, shown
+from .._text._show import is_array_like
 from .._tree._holder import AxesHolder
 from .._tree._paths import leaf_paths
-from ._arguments import as_array
 from ._arrays import ask, compute
 from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
+from ._index import count_of, read_index
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,26 +82,14 @@ def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
         raise
 
 
-def columns_of(
-    parts: Sequence[LaneAxes],
-) -> Iterator[tuple[str, int | None, list[Any]]]:
-    """For each leaf where it stands, its lane axis, and its value in every part."""
-    first = parts[0]
-    paths = leaf_paths(first.structure)
-    columns = zip(*(part.leaves for part in parts), strict=True)
-    for path, axis, column in zip(paths, first.axes, columns, strict=True):
-        yield place(path), axis, list(column)
-
-
-def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
-    """The lanes at an index, and whether it is one lane, without a lane axis."""
-    which = _checked_index(index, lanes.size)
-    drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
+def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, int | None]:
+    """The lanes at an index, and how many; `None` for one lane, without a lane axis."""
+    which = read_index(index, lanes.size)
     leaves = [
         x if axis is None else compute(_take, x, by=which, axis=axis, which=which)
         for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
     ]
-    return lanes.rebuild(leaves), drops_axis
+    return lanes.rebuild(leaves), count_of(which, lanes.size)
 
 
 def _take(library: Any, x: Any, axis: int, which: Any) -> Any:
@@ -129,16 +116,6 @@ def _take_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
     return taken if np.ndim(which) else jnp.squeeze(taken, axis)
 
 
-def count_lanes(size: int, index: Any) -> int:
-    """How many lanes a slice, a mask or an array of indices takes of so many."""
-    return np.zeros(size)[_shape_only(_checked_index(index, size))].shape[0]
-
-
-def _shape_only(which: Any) -> Any:
-    is_traced = isinstance(which, jax.core.Tracer)
-    return np.zeros(which.shape, int) if is_traced else which
-
-
 def agreed_count(
     leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, name: str
 ) -> int | None:
@@ -163,69 +140,3 @@ def _lane_count(leaf: Any, axis: int | None) -> int | None:
         return None
     shape: tuple[int, ...] = leaf.shape
     return shape[axis] if -len(shape) <= axis < len(shape) else None
-
-
-def _checked_index(index: Any, size: int) -> Any:
-    if isinstance(index, slice):
-        return _checked_slice(cast(Any, index))
-    if isinstance(index, bool | np.bool_):
-        raise TypeError("A lane's index must be an integer, but got a `bool`.")
-    if hasattr(index, "__index__") and not isinstance(index, jax.Array | np.ndarray):
-        return _in_range(operator.index(index), size)
-    if not isinstance(index, jax.Array | np.ndarray | list | tuple):
-        raise TypeError(
-            "Lanes are taken by an integer, a slice, a mask or an array of indices, "
-            f"but got {shown(index)}."
-        )
-    array = as_array(index)
-    if array is None:
-        raise TypeError(f"Lanes are taken by integers, but got {shown(index)}.")
-    if array.size == 0 and isinstance(index, list | tuple):
-        array = array.astype(np.int32)  # NumPy makes floats of an empty list.
-    if array.ndim > 1:
-        raise ValueError(
-            "Lanes are taken by indices along one axis, but got the shape "
-            f"{array.shape}."
-        )
-    if array.dtype == np.bool_:
-        return _where_true(array, size)
-    if not jnp.issubdtype(array.dtype, np.integer):
-        got = array.dtype if array is index else shown(index)
-        raise TypeError(f"Lanes are taken by integers, but got {got}.")
-    is_traced = isinstance(index, jax.core.Tracer)
-    if not is_traced:
-        for each in np.asarray(array).reshape(-1).tolist():
-            _in_range(each, size)
-    return array
-
-
-def _checked_slice(index: Any) -> Any:
-    for entry in (index.start, index.stop, index.step):
-        try:
-            operator.index(0 if entry is None else entry)
-        except TypeError:
-            raise TypeError(
-                "A slice of lanes takes integers, known while tracing, but got "
-                f"{shown(entry)}. An array of indices may be traced."
-            ) from None
-    return index
-
-
-def _where_true(mask: Any, size: int) -> Any:
-    if mask.shape != (size,):
-        raise ValueError(
-            f"A mask of lanes must have the shape ({size},), but has {mask.shape}."
-        )
-    if isinstance(mask, jax.core.Tracer):
-        raise ValueError(
-            "How many lanes a traced mask keeps is not known while tracing. Choose "
-            "lane by lane with `chorax.lanes.where`, or take "
-            "`jnp.flatnonzero(mask, size=...)`."
-        )
-    return np.flatnonzero(np.asarray(mask))
-
-
-def _in_range(index: int, size: int) -> int:
-    if not -size <= index < size:
-        raise IndexError(f"There are {size} lanes, so there is none at index {index}.")
-    return index

@@ -1,6 +1,7 @@
 """Whether models can be lanes of one another."""
 
 import functools
+from collections.abc import Sequence
 from numbers import Number
 from types import FunctionType
 from typing import Any, cast
@@ -12,56 +13,64 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._text._places import place
+from .._text._places import Path, place
 from .._text._show import is_array_like, named, short
 from .._tree._holder import without_sizes
-from .._tree._paths import first_difference, same_structure
+from .._tree._paths import first_difference, leaf_paths, same_structure
 from .._tree._same import is_same
 from ._arrays import are_numpy
 from ._axes import is_foreign, not_taken
 
 
-def check_structures(
-    left: jtu.PyTreeDef, right: jtu.PyTreeDef, left_name: str, right_name: str
+def aligned(
+    models: Sequence[Any], names: Sequence[str]
+) -> tuple[jtu.PyTreeDef, list[tuple[Path, list[Any]]]]:
+    """The one structure of all models, and for each leaf its path and its value in
+    every model; raises if structures differ."""
+    flat = [jtu.tree_flatten(model) for model in models]
+    structure = flat[0][1]
+    for (_, other), name in zip(flat, names, strict=True):
+        _check_structures(structure, other, names[0], name)
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    paths = leaf_paths(structure)
+    return structure, list(zip(paths, map(list, columns), strict=True))
+
+
+def check_column(
+    path: Path,
+    column: Sequence[Any],
+    names: Sequence[str],
+    is_shared: bool,
+    axis: int | None = None,
 ) -> None:
-    """Raises unless two structures are equal, for the first path that differs."""
-    if not same_structure(left, right):
-        # Ensembles have as many lanes as their leaves, whatever is noted in them.
-        left, right = without_sizes(left), without_sizes(right)
-    if same_structure(left, right):
-        return
-    path, a, b = first_difference(left, right) or ((), "one", "another")
-    problem = f"{left_name}: {a}; {right_name}: {b}."
-    if path[-1:] == ("marker",) and "<object>" in (a, b):
-        problem = (
-            "each `StateIndex` has a marker of its own. Make each model by "
-            "`eqx.nn.make_with_state`, which makes them equal; or make one, and draw "
-            "the others by `vmap_call_all_fns(model, reset_parameters, ...)`."
-        )
-    raise ValueError(
-        f"Lanes are models of one structure, but {left_name} and {right_name} differ "
-        f"at {place(path)}: {problem}"
-    )
+    """Raises unless a leaf can be shared by all models, or put together along a lane
+    axis: a new one, or the `axis` that it has."""
+    for name, other in zip(names[1:], column[1:], strict=True):
+        places = f"{place(path)} of {names[0]} and {name}"
+        if is_shared:
+            check_same(column[0], other, places)
+        else:
+            check_alike(column[0], other, places, axis)
 
 
 def check_alike(one: Any, other: Any, places: str, axis: int | None = None) -> None:
     """Raises unless two arrays have the same dtype, and the same shape but for an
     axis."""
-    is_host = are_numpy([one, other])
-    shapes: list[Any] = []
     for x in (one, other):
         if not is_array_like(x):
             raise ValueError(
                 f"{places} differ: one is no array, but {named(x)}, {short(x)}."
             )
-        shape = list(x.shape)
-        if axis is not None and axis < len(shape):
-            shape[axis] = None
+    is_host = are_numpy([one, other])
+
+    def form(x: Any) -> tuple[Any, Any]:
+        shape = [None if i == axis else size for i, size in enumerate(x.shape)]
         dtype = x.dtype
         if not is_host:
             dtype = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
-        shapes.append((shape, dtype))
-    if shapes[0] != shapes[1]:
+        return shape, dtype
+
+    if form(one) != form(other):
         raise ValueError(
             f"{places} differ: {one.dtype}{list(one.shape)} against "
             f"{other.dtype}{list(other.shape)}."
@@ -148,3 +157,26 @@ def _equal_arrays(one: Any, other: Any) -> bool:
     if same and one.dtype == object:
         return _equal_parts(one.tolist(), other.tolist())
     return same and plain(one) == plain(other)
+
+
+def _check_structures(
+    left: jtu.PyTreeDef, right: jtu.PyTreeDef, left_name: str, right_name: str
+) -> None:
+    """Raises unless two structures are equal, for the first path that differs."""
+    if not same_structure(left, right):
+        # Ensembles have as many lanes as their leaves, whatever is noted in them.
+        left, right = without_sizes(left), without_sizes(right)
+    if same_structure(left, right):
+        return
+    path, a, b = first_difference(left, right) or ((), "one", "another")
+    problem = f"{left_name}: {a}; {right_name}: {b}."
+    if path[-1:] == ("marker",) and "<object>" in (a, b):
+        problem = (
+            "each `StateIndex` has a marker of its own. Make each model by "
+            "`eqx.nn.make_with_state`, which makes them equal; or make one, and draw "
+            "the others by `vmap_call_all_fns(model, reset_parameters, ...)`."
+        )
+    raise ValueError(
+        f"Lanes are models of one structure, but {left_name} and {right_name} differ "
+        f"at {place(path)}: {problem}"
+    )

@@ -5,15 +5,14 @@ from typing import Any, TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax
 import jax.sharding
-import jax.tree_util as jtu
 from jax.typing import ArrayLike
 
 from .._text._show import is_array_like
 from .._text._typed import typed
 from ._arguments import as_array, check_mask
 from ._arrays import compute
-from ._lane_axes import columns_of, lane_axes, named_lane_axes, take_lanes
-from ._lane_checks import check_alike, check_same, check_structures
+from ._lane_axes import lane_axes, named_lane_axes, take_lanes
+from ._lane_checks import aligned, check_column
 from ._spread import check_sharding
 
 
@@ -81,32 +80,28 @@ def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
 
     ```
     """
-    structures = jtu.tree_structure(old), jtu.tree_structure(new)
-    check_structures(*structures, "`old`", "`new`")
-    before, after = lane_axes(old, axes), named_lane_axes(new, axes, "`new`")
-    columns = list(columns_of([before, after]))
-    for place_, axis, (kept, fresh) in columns:
-        where_ = f"{place_} of `old` and `new`"
-        if axis is not None:
-            check_alike(kept, fresh, where_)
-        elif not is_array_like(kept):
-            check_same(kept, fresh, where_)
-    check_mask(mask, before.size, "mask")
+    names = "`old`", "`new`"
+    _, columns = aligned([old, new], names)
+    lanes = lane_axes(old, axes)
+    named_lane_axes(new, axes, "`new`")
+    for (path, column), axis in zip(columns, lanes.axes, strict=True):
+        if axis is not None or not is_array_like(column[0]):
+            check_column(path, column, names, axis is None)
+    check_mask(mask, lanes.size, "mask")
     chosen = as_array(mask)
-    leaves: list[Any] = []
-    for _, axis, (kept, fresh) in columns:
-        if axis is None:
-            leaves.append(kept)
-            continue
-        shape = [1] * kept.ndim
-        shape[axis] = before.size
-        leaf_mask = chosen.reshape(shape)
-        leaves.append(compute(_choose, fresh, kept, by=chosen, mask=leaf_mask))
-    return before.rebuild(leaves)
+    leaves = [
+        kept
+        if axis is None
+        else compute(_choose, fresh, kept, by=chosen, mask=chosen, axis=axis)
+        for (_, (kept, fresh)), axis in zip(columns, lanes.axes, strict=True)
+    ]
+    return lanes.rebuild(leaves)
 
 
-def _choose(library: Any, new: Any, old: Any, mask: Any) -> Any:
-    return library.where(mask, new, old)
+def _choose(library: Any, new: Any, old: Any, mask: Any, axis: int) -> Any:
+    shape = [1] * new.ndim
+    shape[axis] = mask.size
+    return library.where(mask.reshape(shape), new, old)
 
 
 @typed(
@@ -146,12 +141,13 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     lanes = lane_axes(batched, axes)
     found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
-    return lanes.rebuild(
-        # What is shared and on the host is at hand for all devices.
-        [
-            found.place(x, axis)
-            if axis is not None or isinstance(x, jax.Array | jax.ShapeDtypeStruct)
-            else x
-            for x, axis in pairs
-        ]
-    )
+    leaves = [
+        x if axis is None and _is_on_host(x) else found.place(x, axis)
+        for x, axis in pairs
+    ]
+    return lanes.rebuild(leaves)
+
+
+def _is_on_host(x: Any) -> bool:
+    """Whether all devices can read it where it is."""
+    return not isinstance(x, jax.Array | jax.ShapeDtypeStruct)

@@ -15,8 +15,8 @@ from .._tree._paths import leaf_paths
 from ..filters import Filter
 from ._arguments import check_filter, check_positive
 from ._arrays import ask, compute
-from ._lane_axes import columns_of, lane_axes, named_lane_axes, take_lanes
-from ._lane_checks import check_alike, check_mappable, check_same, check_structures
+from ._lane_axes import lane_axes, named_lane_axes, take_lanes
+from ._lane_checks import aligned, check_column, check_mappable
 
 
 T = TypeVar("T")
@@ -59,27 +59,20 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
     ```
     """
-    trees = _listed(models, "`models` of `stack`")
+    trees = listed(models, "`models` of `stack`")
     if not trees:
         raise ValueError("There is nothing to stack: no models were given.")
     keeps = check_filter(share, "share")
-    flat = [jtu.tree_flatten(tree) for tree in trees]
-    structure = flat[0][1]
-    for index, (_, other) in enumerate(flat):
-        check_structures(structure, other, "model 0", f"model {index}")
+    names = [f"model {index}" for index in range(len(trees))]
+    structure, columns = aligned(trees, names)
     leaves: list[Any] = []
     axes: list[int | None] = []
-    rows = zip(
-        leaf_paths(structure), zip(*(xs for xs, _ in flat), strict=True), strict=True
-    )
-    for path, column in rows:
+    for path, column in columns:
         one = column[0]
         is_shared = not is_array_like(one) or ask(functools.partial(keeps, path), one)
         if not is_shared:
-            check_mappable(column[0], place(path), "`share=`")
-        for index, other in enumerate(column[1:], 1):
-            check = check_same if is_shared else check_alike
-            check(column[0], other, f"{place(path)} of model 0 and model {index}")
+            check_mappable(one, place(path), "`share=`")
+        check_column(path, column, names, is_shared)
         leaves.append(one if is_shared else compute(_stacked, *column))
         axes.append(None if is_shared else 0)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
@@ -137,25 +130,18 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
     ```
     """
-    trees = _listed(batches, "`batches` of `concatenate`")
+    trees = listed(batches, "`batches` of `concatenate`")
     if not trees:
         raise ValueError("There is nothing to concatenate: no models were given.")
-    for index, tree in enumerate(trees):
-        one, other = jtu.tree_structure(trees[0]), jtu.tree_structure(tree)
-        check_structures(one, other, "batch 0", f"batch {index}")
-    parts = [named_lane_axes(tree, axes, f"batch {i}") for i, tree in enumerate(trees)]
-    first = parts[0]
+    names = [f"batch {index}" for index in range(len(trees))]
+    _, columns = aligned(trees, names)
+    first, *_ = map(named_lane_axes, trees, [axes] * len(trees), names)
     leaves: list[Any] = []
-    for place_, axis, column in columns_of(parts):
-        for index, other in enumerate(column[1:], 1):
-            where_ = f"{place_} of batch 0 and batch {index}"
-            if axis is None:
-                check_same(column[0], other, where_)
-            else:
-                check_alike(column[0], other, where_, axis)
+    for (path, column), axis in zip(columns, first.axes, strict=True):
         is_shared = axis is None
-        one = column[0] if is_shared else compute(_concatenated, *column, axis=axis)
-        leaves.append(one)
+        check_column(path, column, names, is_shared, axis)
+        joined = column[0] if is_shared else compute(_joined, *column, axis=axis)
+        leaves.append(joined)
     return first.rebuild(leaves)
 
 
@@ -196,8 +182,8 @@ def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, 
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
-def _listed(models: Iterable[T], name: str) -> list[T]:
-    # To iterate over these gives keys and letters.
+def listed(models: Iterable[T], name: str) -> list[T]:
+    """The models as a list; raises for what yields keys or letters."""
     if isinstance(models, Mapping | str):
         raise TypeError(
             f"{name} must be an iterable of models, but got {shown(models)}. Pass "
@@ -210,7 +196,7 @@ def _stacked(library: Any, *arrays: Any) -> Any:
     return library.stack(arrays)
 
 
-def _concatenated(library: Any, *arrays: Any, axis: int) -> Any:
+def _joined(library: Any, *arrays: Any, axis: int) -> Any:
     return library.concatenate(arrays, axis)
 
 

@@ -35,8 +35,8 @@ from misuses import (
 
 
 NO_LANES = (
-    "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` or the "
-    "tree of axes that came with the batched model."
+    "No leaf has a lane axis: `axes` is `None` everywhere. Pass the `StateDelta` or "
+    "the tree of axes that came with the batched model."
 )
 
 
@@ -62,8 +62,8 @@ def items_text(got, name="`models` of `stack`"):
 
 def differ_text(place, parts, one, other, cure=True):
     more = (
-        " What is no array is shared by all lanes; make it an array to have one per "
-        "lane."
+        " A leaf that is not an array is shared by all lanes; make it an array to have "
+        "one per lane."
     )
     return f"{place} of {parts} differ: {one} against {other}.{more if cure else ''}"
 
@@ -225,7 +225,9 @@ LANES: dict[str, Mistake] = {
     ),
     "stack of an array and a string": wrong(
         ValueError,
-        "`v` of model 0 and model 1 differ: one is no array, but a str, " + LONG + ".",
+        "`v` of model 0 and model 1 differ: one is not an array but a str, "
+        + LONG
+        + ".",
         lambda target: lanes.stack([{"v": f32(2)}, {"v": "x" * 5000}]),
     ),
     "stack of a number and an array": wrong(

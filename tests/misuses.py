@@ -226,7 +226,7 @@ def axes_text(got, place="the root `()`", name="in_axes"):
 
 def part_text(place, axes, tree, name="in_axes"):
     return (
-        f"`{name}` must be a prefix of the tree it describes, but they part at "
+        f"`{name}` must be a prefix of the tree it describes, but they differ at "
         f"{place}: {axes} against {tree}."
     )
 
@@ -241,8 +241,8 @@ def length_text(place, axis, size, found, shape, name="in_axes"):
 
 def no_array_text(place, got, name="in_axes"):
     return (
-        f"`{name}` maps {place} along axis 0, but it is no array: {got}. Use `None` "
-        "there, or `eqx.if_array(0)` to map the arrays only."
+        f"`{name}` maps {place} along axis 0, but it is not an array: {got}. Use "
+        "`None` there, or `eqx.if_array(0)` to map the arrays only."
     )
 
 

@@ -635,13 +635,13 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "other number": (
         lambda: lanes.stack([cell(0), cell(1, gain=2.0)]),
         ValueError,
-        "`gain` of model 0 and model 1 differ: 1.0 against 2.0. What is no array is "
-        "shared by all lanes; make it an array to have one per lane.",
+        "`gain` of model 0 and model 1 differ: 1.0 against 2.0. A leaf that is not an "
+        "array is shared by all lanes; make it an array to have one per lane.",
     ),
     "an array against a number": (
         lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": 2.0}]),
         ValueError,
-        "`v` of model 0 and model 1 differ: one is no array, but a float, 2.0.",
+        "`v` of model 0 and model 1 differ: one is not an array but a float, 2.0.",
     ),
     "shared but other": (
         lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": jnp.ones(2)}], share=...),
@@ -652,7 +652,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no lanes": (
         lambda: lanes.unstack(two_lanes(), None),
         ValueError,
-        "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` or "
+        "No leaf has a lane axis: `axes` is `None` everywhere. Pass the `StateDelta` or "
         "the tree of axes that came with the batched model.",
     ),
     "lanes that disagree": (
@@ -665,7 +665,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "axes of another tree": (
         lambda: lanes.unstack(two_lanes(), {"b": 0}),
         ValueError,
-        "`axes` must be a prefix of the tree it describes, but they part at the root "
+        "`axes` must be a prefix of the tree it describes, but they differ at the root "
         "`()`: a dict of ['b'] against a dict of ['a'].",
     ),
     "out of range": (
@@ -758,7 +758,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
             [True, False], two_lanes(w=1), two_lanes(w=2), {"a": 0, "w": None}
         ),
         ValueError,
-        "`w` of `old` and `new` differ: 2 against 1. What is no array is shared by all "
+        "`w` of `old` and `new` differ: 2 against 1. A leaf that is not an array is shared by all "
         "lanes; make it an array to have one per lane.",
     ),
     "no number of lanes": (
@@ -929,7 +929,7 @@ BAD_STRUCTS: dict[str, tuple[Any, str]] = {
     ),
     "against a number": (
         lambda one, two: lanes.stack([one, {"v": 2.0}]),
-        "`v` of model 0 and model 1 differ: one is no array, but a float, 2.0.",
+        "`v` of model 0 and model 1 differ: one is not an array but a float, 2.0.",
     ),
     "shared but other": (
         lambda one, two: lanes.stack([one, two], share=...),
@@ -955,7 +955,7 @@ BAD_STRUCTS: dict[str, tuple[Any, str]] = {
         lambda one, two: chorax.vmap_call_all_fns(
             [cell(0), one], "go", in_axes=[None, 0]
         ),
-        "`in_axes` maps `1.v` along axis 0, but it is no array: an abstract array of "
+        "`in_axes` maps `1.v` along axis 0, but it is not an array: an abstract array of "
         "dtype float32 and shape (2, 3). Use `None` there, or `eqx.if_array(0)` to map "
         "the arrays only.",
     ),

@@ -1,4 +1,4 @@
-"""Operations on leaves: arrays of JAX, arrays of NumPy, and abstract ones."""
+"""Operations on leaves: JAX arrays, NumPy arrays and abstract arrays."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -17,10 +17,10 @@ T = TypeVar("T")
 def compute(
     operation: Callable[..., Any], *arrays: Any, by: Any = None, **options: Any
 ) -> Any:
-    """`operation(library, *arrays, **options)`, by the library that the arrays are of.
+    """`operation(library, *arrays, **options)` with `numpy` or `jax.numpy`.
 
-    That is NumPy if all arrays are NumPy's, unless `by`, which lanes are taken or
-    chosen by, is traced. If one of them is a `jax.ShapeDtypeStruct`, so is the result.
+    It is NumPy if all arrays are NumPy arrays, unless `by`, which selects lanes, is
+    traced. If one of them is a `jax.ShapeDtypeStruct`, so is the result.
     """
     operation = functools.partial(operation, **options)
     if any(map(_is_abstract, arrays)):
@@ -30,15 +30,15 @@ def compute(
 
 
 def are_numpy(arrays: Iterable[Any]) -> bool:
-    """Whether all arrays are NumPy's."""
+    """Whether all are NumPy arrays."""
     return all(isinstance(x, np.ndarray | np.generic) for x in arrays)
 
 
 def ask(question: Callable[[Any], T], tree: Any) -> T:
-    """`question(tree)`, where each abstract array is a traced one for the time being.
+    """`question(tree)`, with traced arrays in place of abstract ones.
 
-    Users' functions of leaves, such as `eqx.is_array` and `eqx.if_array(0)`, know
-    traced arrays, and not a `jax.ShapeDtypeStruct`.
+    Functions of leaves, such as `eqx.is_array` and `eqx.if_array(0)`, recognise traced
+    arrays, but not a `jax.ShapeDtypeStruct`.
     """
     leaves, structure = jtu.tree_flatten(tree)
     if not any(map(_is_abstract, leaves)):

@@ -1,4 +1,4 @@
-"""Models as lanes see them: which leaves have a lane axis, and single lanes."""
+"""Batched models with the lane axis of each leaf, and their lanes."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ from ._index import count_of, read_index
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LaneAxes:
-    """A batched model taken apart; axes are counted from the front."""
+    """A flattened batched model; axes are not negative."""
 
     leaves: list[Any]
     structure: jtu.PyTreeDef
@@ -36,7 +36,7 @@ class LaneAxes:
 
 
 def lane_axes(batched: Any, axes: Any) -> LaneAxes:
-    """Takes a batched model apart; errors if its leaves disagree on their lanes."""
+    """Flattens a batched model; raises if leaves have different numbers of lanes."""
     axis_size = axes.axis_size if isinstance(axes, AxesHolder) else None
     leaves, structure = jtu.tree_flatten(batched)
 
@@ -49,8 +49,8 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
     size = axis_size if told is None else told
     if size is None:
         raise ValueError(
-            "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` "
-            "or the tree of axes that came with the batched model."
+            "No leaf has a lane axis: `axes` is `None` everywhere. Pass the "
+            "`StateDelta` or the tree of axes that came with the batched model."
         )
     counted = tuple(
         None if axis is None else axis % x.ndim
@@ -62,11 +62,10 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
 def known_lane_axes(
     batched: Any, mapped: Collection[tuple[Path, int]], size: int
 ) -> LaneAxes:
-    """The same for a model that has lanes at known paths, `size` where no leaf is
-    there."""
+    """As `lane_axes`, for known paths; `size` is taken if there is no array at any."""
     leaves, structure = jtu.tree_flatten(batched)
     known = dict(mapped)
-    # What a transformation has put in place of arrays has no lanes.
+    # Where a transformation has replaced an array, there are no lanes.
     pairs = zip(leaf_paths(structure), leaves, strict=True)
     axes = tuple(known.get(path) if is_array_like(x) else None for path, x in pairs)
     told = ask(lambda leaves: agreed_count(leaves, structure, axes, "axes"), leaves)
@@ -74,7 +73,7 @@ def known_lane_axes(
 
 
 def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
-    """The same; errors say which model it was."""
+    """As `lane_axes`; errors say which model they are about."""
     try:
         return lane_axes(batched, axes)
     except Exception as error:
@@ -100,11 +99,11 @@ def _take(library: Any, x: Any, axis: int, which: Any) -> Any:
 
 def _take_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
     front = [slice(None)] * axis
-    layout = x.aval.sharding  # What is explicit in it is a type.
+    layout = x.aval.sharding  # The explicit part, which belongs to the type.
     entries: list[Any] = [*layout.spec]
     if axis >= len(entries) or entries[axis] is None:
         return x[(*front, which)]
-    # Lanes that live apart are taken to all devices, and JAX wants that to be said.
+    # Lanes spread over devices are gathered, which JAX wants to be explicit.
     if isinstance(which, slice):
         which = np.arange(x.shape[axis])[which]
     entries[axis] = None
@@ -119,8 +118,8 @@ def _take_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
 def agreed_count(
     leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, name: str
 ) -> int | None:
-    """How many lanes all mapped leaves have; `None` if there is none. Errors if they
-    disagree."""
+    """The number of lanes that all mapped leaves have, `None` if there are no such
+    leaves; raises if the numbers differ."""
     if all(axis is None for axis in axes):
         return None
     counts = list(map(_lane_count, leaves, axes))

@@ -1,4 +1,4 @@
-"""Whether models can be lanes of one another."""
+"""Whether models can be put together as lanes."""
 
 import functools
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from ._axes import is_foreign, not_taken
 def aligned(
     models: Sequence[Any], names: Sequence[str]
 ) -> tuple[jtu.PyTreeDef, list[tuple[Path, list[Any]]]]:
-    """The one structure of all models, and for each leaf its path and its value in
-    every model; raises if structures differ."""
+    """The structure of all models, and for each leaf its path and its value in every
+    model; raises if structures differ."""
     flat = [jtu.tree_flatten(model) for model in models]
     structure = flat[0][1]
     for (_, other), name in zip(flat, names, strict=True):
@@ -43,8 +43,8 @@ def check_column(
     is_shared: bool,
     axis: int | None = None,
 ) -> None:
-    """Raises unless a leaf can be shared by all models, or put together along a lane
-    axis: a new one, or the `axis` that it has."""
+    """Raises unless the values of a leaf can be shared by all lanes, or be joined along
+    a new lane axis or along the `axis` that they have."""
     for name, other in zip(names[1:], column[1:], strict=True):
         places = f"{place(path)} of {names[0]} and {name}"
         if is_shared:
@@ -54,12 +54,12 @@ def check_column(
 
 
 def check_alike(one: Any, other: Any, places: str, axis: int | None = None) -> None:
-    """Raises unless two arrays have the same dtype, and the same shape but for an
-    axis."""
+    """Raises unless two arrays have the same dtype and, except along `axis`, the same
+    shape."""
     for x in (one, other):
         if not is_array_like(x):
             raise ValueError(
-                f"{places} differ: one is no array, but {named(x)}, {short(x)}."
+                f"{places} differ: one is not an array but {named(x)}, {short(x)}."
             )
     is_host = are_numpy([one, other])
 
@@ -86,7 +86,7 @@ def check_mappable(x: Any, place_: str, cure: str) -> None:
 
 
 def check_same(one: Any, other: Any, places: str) -> None:
-    """Raises unless two shared leaves are equal, as far as it can be told."""
+    """Raises if two shared leaves are known to differ."""
     if one is other:
         return
     if is_array_like(one) and is_array_like(other):
@@ -104,8 +104,8 @@ def check_same(one: Any, other: Any, places: str) -> None:
         if callable(one) or callable(other):
             cure = "give all models the same function, or keep them in a list"
         raise ValueError(
-            f"{places} differ: {short(one)} against {short(other)}. What is no array "
-            f"is shared by all lanes; {cure}."
+            f"{places} differ: {short(one)} against {short(other)}. A leaf that is "
+            f"not an array is shared by all lanes; {cure}."
         )
 
 
@@ -121,7 +121,7 @@ def _equal(one: Any, other: Any) -> bool:
         are_known = not any(map(_is_unknown, (one, other)))
         return type(one) is type(other) and are_known and _equal_arrays(one, other)
     if isinstance(one, FunctionType) and isinstance(other, FunctionType):
-        # A constructor may make its functions anew for each model.
+        # A constructor may create its functions anew for each model.
         return one.__code__ is other.__code__ and _equal_parts(
             _bound(one), _bound(other)
         )
@@ -129,14 +129,14 @@ def _equal(one: Any, other: Any) -> bool:
         pair = [(x.func, x.args, x.keywords) for x in cast(list[Any], [one, other])]
         return _equal_parts(*pair)
     try:
-        # Numbers have been told apart by more than that.
+        # Numbers were compared more strictly above.
         return not isinstance(one, Number) and bool(one == other)
     except Exception:
-        return False  # Its author's comparison can't tell.
+        return False  # Its own comparison fails.
 
 
 def _bound(function: FunctionType) -> Any:
-    """What else than its code a function goes by."""
+    """What a function depends on besides its code."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return cells, function.__defaults__, function.__kwdefaults__
 
@@ -164,7 +164,7 @@ def _check_structures(
 ) -> None:
     """Raises unless two structures are equal, for the first path that differs."""
     if not same_structure(left, right):
-        # Ensembles have as many lanes as their leaves, whatever is noted in them.
+        # Ensembles have as many lanes as their leaves, whatever size they note.
         left, right = without_sizes(left), without_sizes(right)
     if same_structure(left, right):
         return

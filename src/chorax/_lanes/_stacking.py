@@ -1,4 +1,4 @@
-"""Models put together as lanes, and lanes taken apart again."""
+"""Models stacked as lanes, and unstacked again."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -23,32 +23,30 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     _AxisSize: TypeAlias = SupportsIndex
 else:
-    # What is no integer gets an error of ours, whoever checks types.
+    # What is not an integer gets an error of ours, whoever checks types.
     _AxisSize = Any
 
 
 @typed("models", Iterable, "an iterable of models")
 def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
-    """Puts models together as the lanes of one batched model.
-
-    The counterpart of `unstack`.
+    """Stacks models as the lanes of one batched model; `unstack` is the inverse.
 
     **Arguments:**
 
-    - `models`: at least one model, all of the same structure, static fields and leaves
-        that are no arrays, and with arrays of the same shapes and dtypes. Functions of
-        the same code are the same, and marks that hold nothing (`eqx.nn.Shared` makes
-        some), also if each model has its own.
-    - `share`: a filter over leaves (see `chorax.filters`); those it keeps are taken
-        from the first model and shared. `None`: nothing is shared.
+    - `models`: at least one model. All have the same structure, static fields and
+        non-array leaves, and arrays of the same shapes and dtypes. Functions with the
+        same code count as the same, and so do markers that hold nothing, such as those
+        of `eqx.nn.Shared`, even if each model has one of its own.
+    - `share`: a filter over leaves (see `chorax.filters`). Leaves that it keeps are
+        taken from the first model and shared. `None`: nothing is shared.
 
     **Returns:**
 
-    A pair of the batched model, whose arrays have a lane axis in front, and the tree of
-    its lane axes.
+    A pair of the batched model, whose arrays have lane axis 0, and the tree of its lane
+    axes.
 
-    **Raises:** `ValueError` if there is no model, for the first path at which two of
-    them differ, or for an array that can't have lanes.
+    **Raises:** `ValueError` if there is no model, for the first path at which two
+    models differ, or for an array that can't have lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -79,19 +77,20 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
 
 def unstack(batched: T, axes: Any) -> list[T]:
-    """Takes a batched model apart into the models of its lanes.
+    """Splits a batched model into one model per lane; the inverse of `stack`.
 
     **Arguments:**
 
     - `batched`: a model whose leaves have lane axes.
-    - `axes`: which, as for every function of `chorax.lanes`.
+    - `axes`: these axes: a `StateDelta`, or a tree as `eqx.filter_vmap` takes for
+        `in_axes`.
 
     **Returns:**
 
-    A list with one model for each lane. Shared leaves are the same objects in all.
+    A list with one model per lane. Shared leaves are the same objects in all of them.
 
-    **Raises:** `ValueError` if nothing tells how many lanes there are, neither a leaf
-    nor a delta, if leaves disagree, or if one can't have lanes.
+    **Raises:** `ValueError` if neither a leaf nor a delta says how many lanes there
+    are, if leaves have different numbers of lanes, or if one can't have lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -109,17 +108,17 @@ def unstack(batched: T, axes: Any) -> list[T]:
 
 @typed("batches", Iterable, "an iterable of batched models")
 def concatenate(batches: Iterable[T], axes: Any) -> T:
-    """Puts batched models one after the other along their lanes.
+    """Concatenates batched models along their lane axes.
 
     **Arguments:**
 
-    - `batches`: at least one batched model, all of the same structure; they may have
+    - `batches`: at least one batched model. All have the same structure; they may have
         different numbers of lanes. Shared leaves are taken from the first.
-    - `axes`: as in `unstack`, the same for each.
+    - `axes`: as in `unstack`, the same for all.
 
     **Returns:** a batched model with the same `axes`.
 
-    **Raises:** `ValueError` if there is none, or for the first path at which two
+    **Raises:** `ValueError` if there is no model, or for the first path at which two
     differ.
 
     ```python
@@ -146,18 +145,18 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
 
 def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, T]:
-    """Gives leaves a lane axis in front, with the same value in every lane.
+    """Gives leaves lane axis 0, with the same value in every lane.
 
     **Arguments:**
 
-    - `model`: any PyTree, an `eqx.nn.State` for example.
+    - `model`: any PyTree, such as an `eqx.nn.State`.
     - `axis_size`: the number of lanes, a positive integer.
-    - `filter`: a filter over leaves; arrays that it keeps get a lane axis. `...`: all.
+    - `filter`: a filter over leaves. Arrays that it keeps get a lane axis. `...`: all.
 
     **Returns:** a pair of the batched model and the tree of its lane axes.
 
-    **Raises:** `ValueError` if `axis_size` is no positive integer, or for an array that
-    can't have lanes.
+    **Raises:** `ValueError` if `axis_size` is not a positive integer, or for an array
+    that can't have lanes.
 
     ```python
     >>> import chorax, jax.numpy as jnp

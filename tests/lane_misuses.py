@@ -247,8 +247,8 @@ LANES: dict[str, Mistake] = {
     ),
     "stack that shares other values": wrong(
         ValueError,
-        "`v` of model 0 and model 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`v` of model 0 and model 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
         lambda target: lanes.stack([{"v": f32(2)}, {"v": f32(2) + 1}], share=True),
     ),
     "stack that shares by a number": wrong(
@@ -460,8 +460,8 @@ LANES: dict[str, Mistake] = {
     ),
     "concatenate of other shared values": wrong(
         ValueError,
-        "`w` of batch 0 and batch 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`w` of batch 0 and batch 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
         lambda target: lanes.concatenate(
             [target, target | {"w": f32(2) + 1}], FOUR_AXES
         ),

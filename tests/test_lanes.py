@@ -392,7 +392,7 @@ def test_what_jax_does_not_take_is_shared(name):
     ):
         assert found["name"] is model["name"]
     other["name"] = model["name"][::-1]
-    with pytest.raises(ValueError, match=r"`name` .* have other values, but no"):
+    with pytest.raises(ValueError, match=r"`name` .* have different values, but no"):
         lanes.stack([model, other], share=names)
 
 
@@ -646,8 +646,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "shared but other": (
         lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": jnp.ones(2)}], share=...),
         ValueError,
-        "`v` of model 0 and model 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`v` of model 0 and model 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
     ),
     "no lanes": (
         lambda: lanes.unstack(two_lanes(), None),
@@ -727,8 +727,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
             [two_lanes(w=jnp.zeros(2)), two_lanes(w=jnp.ones(2))], {"a": 0, "w": None}
         ),
         ValueError,
-        "`w` of batch 0 and batch 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`w` of batch 0 and batch 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
     ),
     "batches of another structure": (
         lambda: lanes.concatenate([two_lanes(), two_lanes(w=1)], 0),

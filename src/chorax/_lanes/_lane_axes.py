@@ -122,20 +122,17 @@ def agreed_count(
     leaves; raises if the numbers differ."""
     if all(axis is None for axis in axes):
         return None
-    counts = list(map(_lane_count, leaves, axes))
-    told = next((i for i, count in enumerate(counts) if count is not None), None)
-    size = 1 if told is None else cast(int, counts[told])
+    pairs = enumerate(zip(leaves, axes, strict=True))
+    sizes = {
+        index: int(x.shape[axis])
+        for index, (x, axis) in pairs
+        if axis is not None and eqx.is_array(x) and -x.ndim <= axis < x.ndim
+    }
+    first, size = next(iter(sizes.items()), (None, 1))
     try:
         check_leaf_lengths(leaves, structure, axes, size, name)
     except ValueError as error:
-        if told is not None:
-            error.add_note(f"{place(leaf_paths(structure)[told])} has {size} lanes.")
+        if first is not None:
+            error.add_note(f"{place(leaf_paths(structure)[first])} has {size} lanes.")
         raise
     return size
-
-
-def _lane_count(leaf: Any, axis: int | None) -> int | None:
-    if axis is None or not eqx.is_array(leaf):
-        return None
-    shape: tuple[int, ...] = leaf.shape
-    return shape[axis] if -len(shape) <= axis < len(shape) else None

@@ -16,6 +16,7 @@ import numpy as np
 from .._text._places import Path, place
 from .._text._show import is_array_like, named, short
 from .._tree._holder import without_sizes
+from .._tree._memo import content_of
 from .._tree._paths import first_difference, leaf_paths, same_structure
 from .._tree._same import is_same
 from ._arrays import are_numpy
@@ -91,15 +92,12 @@ def check_same(one: Any, other: Any, places: str) -> None:
         return
     if is_array_like(one) and is_array_like(other):
         check_alike(one, other, places)
-        if any(map(_is_unknown, (one, other))):
-            return
-        if not _equal_arrays(one, other):
+        if not any(map(_is_unknown, (one, other))) and not _equal_arrays(one, other):
             raise ValueError(
-                f"{places} have other values, but no lane axis: one of them would be "
-                "lost. Give the leaf a lane axis, or make it the same in all."
+                f"{places} have different values, but no lane axis: one of them would "
+                "be lost. Give the leaf a lane axis, or make it the same in all."
             )
-        return
-    if type(one) is not type(other) or not _equal(one, other):
+    elif type(one) is not type(other) or not _equal(one, other):
         cure = "make it an array to have one per lane"
         if callable(one) or callable(other):
             cure = "give all models the same function, or keep them in a list"
@@ -120,14 +118,8 @@ def _equal(one: Any, other: Any) -> bool:
     if eqx.is_array(one) or eqx.is_array(other):
         are_known = not any(map(_is_unknown, (one, other)))
         return type(one) is type(other) and are_known and _equal_arrays(one, other)
-    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
-        # A constructor may create its functions anew for each model.
-        return one.__code__ is other.__code__ and _equal_parts(
-            _bound(one), _bound(other)
-        )
-    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
-        pair = [(x.func, x.args, x.keywords) for x in cast(list[Any], [one, other])]
-        return _equal_parts(*pair)
+    if isinstance(one, _FUNCTIONS) and isinstance(other, _FUNCTIONS):
+        return _equal_parts(_parts(one), _parts(other))
     try:
         # Numbers were compared more strictly above.
         return not isinstance(one, Number) and bool(one == other)
@@ -135,10 +127,17 @@ def _equal(one: Any, other: Any) -> bool:
         return False  # Its own comparison fails.
 
 
-def _bound(function: FunctionType) -> Any:
-    """What a function depends on besides its code."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return cells, function.__defaults__, function.__kwdefaults__
+# A constructor may create these anew for each model.
+_FUNCTIONS = (FunctionType, functools.partial)
+
+
+def _parts(function: Any) -> Any:
+    """What a function is compared by: its code, and what is bound to it."""
+    if isinstance(function, functools.partial):
+        bound = cast(Any, function)
+        return bound.func, bound.args, bound.keywords
+    cells = [content_of(cell) for cell in function.__closure__ or ()]
+    return function.__code__, cells, function.__defaults__, function.__kwdefaults__
 
 
 def _equal_parts(one: Any, other: Any) -> bool:

@@ -17,21 +17,21 @@ from ._memo import exact_structure, exact_type, static_fields
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A module to be called: where it stands and what it was at the start."""
+    """A module to be called: its path, and its value before all calls."""
 
     path: Path
     module: eqx.Module
-    # The paths of the ensembles around it, the outermost first.
+    # The paths of the ensembles that contain it, outermost first.
     ensembles: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """What a target's structure alone says of it.
+    """What the structure of a target says about it.
 
-    `nodes` are children before parents, each with its index among all modules and the
-    ensembles around it; `classes` are theirs, and `module_paths` are those of all
-    modules, parents first.
+    `nodes` come children before parents, each with its index among all modules and the
+    ensembles that contain it; `classes` are their classes. `module_paths` are the paths
+    of all modules, parents first.
     """
 
     nodes: tuple[tuple[Path, int, tuple[Path, ...]], ...]
@@ -42,10 +42,10 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Walked:
-    """A target taken apart: its leaves, and every module, parents first.
+    """A target's leaves, and every module in it, parents first.
 
-    `exact` tells apart structures that JAX takes to be equal; `None` if nothing can,
-    and nothing of it is to be remembered.
+    `exact` tells apart structures that JAX considers equal; `None` if a part can't be
+    hashed, so that nothing may be remembered.
     """
 
     leaves: tuple[Any, ...]
@@ -67,19 +67,19 @@ class Walked:
 
     def draft(self) -> Slot:
         """The target as a draft, its leaves named by their indices."""
-        return _draft(self.structure)
+        return Slot.of(self.structure)
 
 
 def walk_nodes(target: Any) -> Walked:
-    """Takes a target apart; the walk that everything after it relies on."""
+    """Finds the leaves, modules and nodes of a target."""
     parts: list[Any] = []
-    # It is asked about every container and leaf, and says no each time.
+    # `append` is asked about every container and leaf, and returns `None`: no leaf.
     leaves, structure = jtu.tree_flatten(target, is_leaf=cast(Any, parts.append))
     try:
         modules, exact = _read_parts(parts, structure)
         survey = _survey(structure, exact)
     except TypeError:
-        # Something static can't be hashed.
+        # A static part can't be hashed.
         modules, exact = _modules(parts), None
         survey = _survey.__wrapped__(structure, None)
     return Walked(tuple(leaves), modules, structure, exact, survey)
@@ -88,8 +88,11 @@ def walk_nodes(target: Any) -> Walked:
 def _read_parts(
     parts: list[Any], structure: jtu.PyTreeDef
 ) -> tuple[tuple[eqx.Module, ...], Hashable]:
-    """The modules among containers and leaves, and the types of all static parts."""
-    # For each type the names of static fields, or what else there is to be done.
+    """The modules among containers and leaves, and the types of all static parts.
+
+    A faster `exact_structure` for modules and the containers that are met most.
+    """
+    # For each type: the names of static fields, or how to treat it.
     rules: dict[type, Any] = {list: None, tuple: None, type(None): None}
     modules: list[eqx.Module] = []
     types: list[Hashable] = []
@@ -101,7 +104,7 @@ def _read_parts(
         if rule is None:
             continue
         if rule is dict:
-            # With the keys themselves, which may stand in any order.
+            # With the keys themselves, which may come in any order.
             keys = [key for key in x if type(key) is not str]
             types.extend((exact_type(key), key) for key in keys)
             continue
@@ -110,10 +113,10 @@ def _read_parts(
         modules.append(x)
         for name in rule:
             try:
-                # Past the lookup of methods, which Equinox makes slow for modules.
+                # Equinox makes the usual lookup slow for modules, to bind methods.
                 value = object.__getattribute__(x, name)
             except AttributeError:
-                continue  # A field that was never set, which the structure says.
+                continue  # Never set, which the structure shows.
             types.append(exact_type(value))
     return tuple(modules), tuple(types)
 
@@ -133,19 +136,14 @@ def _modules(parts: list[Any]) -> tuple[eqx.Module, ...]:
     return tuple(x for x in parts if isinstance(x, eqx.Module))
 
 
-def _draft(structure: jtu.PyTreeDef) -> Slot:
-    refs = [Ref(i) for i in range(structure.num_leaves)]
-    return Slot(jtu.tree_unflatten(structure, refs), None, None)
-
-
 @functools.lru_cache(maxsize=128)
 def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
     del exact
-    # A draft has the same modules as the target, met in the same order, but `Ref`s for
-    # leaves: the walk can tell leaves from containers by a look at their class.
+    # A draft has the same modules as the target in the same order, and `Ref`s as
+    # leaves, which are cheap to tell from containers.
     found: list[tuple[Path, eqx.Module]] = []
     leaf_paths: list[Path] = []
-    for path, slot in _draft(structure).walk():
+    for path, slot in Slot.of(structure).walk():
         if isinstance(slot.value, Ref):
             leaf_paths.append(path)
         elif isinstance(slot.value, eqx.Module):
@@ -164,7 +162,7 @@ def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
 def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
     if not ensembles:
         return ()
-    # Only what is below its field `model` has the lanes of an ensemble.
+    # An ensemble has lanes below its field `model` only.
     return tuple(
         path[:i]
         for i in range(len(path))
@@ -173,7 +171,7 @@ def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
 
 
 def is_node(module: eqx.Module) -> bool:
-    """Whether a module is called; plumbing, Equinox's and ours, is only walked
+    """Whether a module is called; plumbing of Equinox and of chorax is only walked
     through."""
     kind = type(module)
     if isinstance(module, AxesHolder | LaneHolder):
@@ -182,10 +180,10 @@ def is_node(module: eqx.Module) -> bool:
 
 
 def is_tied(value: Any) -> bool:
-    """Whether `eqx.nn.Shared` has taken a value away, and its mark stands there.
+    """Whether it is the marker that `eqx.nn.Shared` leaves in place of a value.
 
-    The mark's class has no public name. Should it get another one, what is tied would
-    count as a value of the wrong kind.
+    The marker's class has no public name. If that changed, tied values would count as
+    values of a wrong type.
     """
     kind = cast("type[Any]", type(value))
     return kind.__name__ == "SharedNode" and kind.__module__.startswith("equinox.")
@@ -201,7 +199,7 @@ def _layers() -> frozenset[type]:
 def _children_first(
     found: list[tuple[Path, int, tuple[Path, ...]]],
 ) -> tuple[tuple[Path, int, tuple[Path, ...]], ...]:
-    """Turns parents-first into children-first, siblings in the order they had."""
+    """Reorders from parents first to children first; siblings keep their order."""
     nodes: list[tuple[Path, int, tuple[Path, ...]]] = []
     around: list[tuple[Path, int, tuple[Path, ...]]] = []
     for node in found:

@@ -199,14 +199,14 @@ def one_key_text(got):
 def many_keys_text(got):
     return (
         f"`key` must be one PRNG key, but got an array of them of shape {got}. One key "
-        "a lane is for `vmap_call_all_fns`."
+        "per lane is for `vmap_call_all_fns`."
     )
 
 
 def words_text(got):
     return (
-        f"`key` must be a PRNG key, of which a legacy one has shape {WORDS}, or an "
-        f"array of them; got an array of dtype uint32 and shape {got}."
+        f"`key` must be a PRNG key, of shape {WORDS} if it is a legacy one, or an "
+        f"array of keys; got an array of dtype uint32 and shape {got}."
     )
 
 

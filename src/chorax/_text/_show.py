@@ -1,7 +1,7 @@
-"""Values as an error names them.
+"""Values as errors show them.
 
 In one line, however big a value is: arrays by dtype and shape, modules by their class.
-And in any case: an error of ours must not be lost to one of somebody's `__repr__`.
+A `__repr__` that raises must not hide the error.
 """
 
 import re
@@ -39,7 +39,7 @@ class _Short(reprlib.Repr):
                 return super().repr1(x, level)
             if kind.__repr__ is object.__repr__:
                 return f"<{kind.__name__}>"
-            # Without addresses, which say nothing.
+            # Addresses say nothing.
             text = re.sub(r" at 0x\w+", "", " ".join(repr(x).split()))
         except Exception:
             return f"<{kind.__name__}>"
@@ -50,7 +50,7 @@ _short = _Short()
 
 
 def is_array_like(x: Any) -> bool:
-    """Whether it is an array or a `jax.ShapeDtypeStruct`, which stands for one."""
+    """Whether it is an array, or a `jax.ShapeDtypeStruct` in place of one."""
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
@@ -60,7 +60,7 @@ def short(x: Any) -> str:
 
 
 def shown(x: Any) -> str:
-    """A value and what it is: "3 of type int"; an array by dtype and shape."""
+    """A value and its type: "3 of type int"; an array by dtype and shape."""
     kind = cast("type[Any]", type(x)).__name__
     if isinstance(x, np.generic):
         return f"{short(cast(Any, x).item())} of type numpy.{kind}"
@@ -74,12 +74,12 @@ def shown(x: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text without what would end its line, or do worse to a terminal."""
+    """A text with control characters escaped, which could garble a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def named(x: Any) -> str:
-    """What a value is, without the value: "an int", "`None`"."""
+    """The type of a value, without the value: "an int", "`None`"."""
     if x is None:
         return "`None`"
     if isinstance(x, type):

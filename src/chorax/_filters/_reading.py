@@ -5,10 +5,13 @@ import inspect
 import typing
 from collections.abc import Callable
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
+
+import jax.tree_util as jtu
 
 from .._text._places import Path
 from .._text._show import shown
+from .._tree._paths import walk
 from ._predicates import (
     All,
     Any as AnyOf,
@@ -21,6 +24,9 @@ from ._predicates import (
     Tags,
 )
 from ._single import is_type, OfType, PathContains, Test, WithTag
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +81,36 @@ def to_predicate(filter: Filter) -> Predicate:
             return _Function(function, _takes_path(function))
         case _:
             raise _not_a_filter(filter)
+
+
+def to_filter_spec(tree: T, filter: Filter) -> T:
+    """The leaves of a tree that a filter keeps, as a tree of `bool`.
+
+    **Arguments:**
+
+    - `tree`: any PyTree.
+    - `filter`: any filter, see `chorax.filters`; it is asked about each leaf.
+
+    **Returns:**
+
+    `tree` with a `bool` for each leaf: what `eqx.partition` and `eqx.filter` take.
+
+    **Raises:** `TypeError` for anything that is not a filter.
+
+    ```python
+    >>> import equinox as eqx
+    >>> import jax
+    >>> from chorax.filters import PathContains, to_filter_spec
+    >>> linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    >>> spec = to_filter_spec(linear, PathContains("bias"))
+    >>> spec.weight, spec.bias
+    (False, True)
+
+    ```
+    """
+    keeps = to_predicate(filter)
+    kept = [keeps(path, leaf) for path, leaf, is_leaf in walk(tree) if is_leaf]
+    return jtu.tree_unflatten(jtu.tree_structure(tree), kept)
 
 
 def is_pure(predicate: Predicate) -> bool:

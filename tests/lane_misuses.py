@@ -70,15 +70,15 @@ def differ_text(place, parts, one, other, cure=True):
 
 def index_text(got):
     return (
-        "Lanes are taken by an integer, a slice, a mask or an array of indices, but "
+        "`index` must be an integer, a slice, a mask or an array of indices, but "
         f"got {got}."
     )
 
 
 def slice_text(got):
     return (
-        f"A slice of lanes takes integers, known while tracing, but got {got}. An "
-        "array of indices may be traced."
+        "A slice of lanes must have integers that are known while tracing, but got "
+        f"{got}. An array of indices may be traced."
     )
 
 
@@ -304,32 +304,32 @@ LANES: dict[str, Mistake] = {
                 "floats",
                 [0.5],
                 TypeError,
-                "Lanes are taken by integers, but got [0.5] of type list.",
+                "`index` must consist of integers, but got [0.5] of type list.",
             ),
             (
                 "an array of floats",
                 f32(2),
                 TypeError,
-                "Lanes are taken by integers, but got float32.",
+                "`index` must consist of integers, but got float32.",
             ),
             (
                 "a ragged list",
                 [[0], 1],
                 TypeError,
-                "Lanes are taken by an integer, a slice, a mask or an array of "
+                "`index` must be an integer, a slice, a mask or an array of "
                 "indices, but got [[0], 1] of type list.",
             ),
             (
                 "None in a list",
                 [None],
                 TypeError,
-                "Lanes are taken by integers, but got [None] of type list.",
+                "`index` must consist of integers, but got [None] of type list.",
             ),
             (
                 "a matrix",
                 i32(2, 2),
                 ValueError,
-                "Lanes are taken by indices along one axis, but got the shape (2, 2).",
+                "`index` must have at most one axis, but its shape is (2, 2).",
             ),
             (
                 "a mask of another length",

@@ -375,7 +375,7 @@ def test_what_jax_does_not_take_is_shared(name):
     model, other = foreign(name), foreign(name)
     text = (
         "`name` can't have a lane axis: JAX does not take its dtype, "
-        f"{FOREIGN[name].dtype}. Share it, by "
+        f"{FOREIGN[name].dtype}. Share it, with "
     )
     with pytest.raises(ValueError, match=re.escape(f"{text}`share=`.")):
         lanes.stack([model, other])
@@ -686,18 +686,18 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "a float": (
         lambda: lanes.take(two_lanes(), 0, 1.0),
         TypeError,
-        "Lanes are taken by an integer, a slice, a mask or an array of indices, but got "
+        "`index` must be an integer, a slice, a mask or an array of indices, but got "
         "1.0 of type float.",
     ),
     "floats": (
         lambda: lanes.take(two_lanes(), 0, floats(2)),
         TypeError,
-        "Lanes are taken by integers, but got float32.",
+        "`index` must consist of integers, but got float32.",
     ),
     "a matrix of indices": (
         lambda: lanes.take(two_lanes(), 0, jnp.zeros((2, 2), jnp.int32)),
         ValueError,
-        "Lanes are taken by indices along one axis, but got the shape (2, 2).",
+        "`index` must have at most one axis, but its shape is (2, 2).",
     ),
     "a mask of another length": (
         lambda: lanes.take(two_lanes(), 0, jnp.array([True])),
@@ -948,7 +948,7 @@ BAD_STRUCTS: dict[str, tuple[Any, str]] = {
     ),
     "as an index": (
         lambda one, two: lanes.take(one, 0, one["v"]),
-        "Lanes are taken by an integer, a slice, a mask or an array of indices, but got "
+        "`index` must be an integer, a slice, a mask or an array of indices, but got "
         "an abstract array of dtype float32 and shape (2, 3).",
     ),
     "in a call": (

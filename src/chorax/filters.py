@@ -1,4 +1,4 @@
-"""Filters: which nodes or leaves of a tree are meant.
+"""Filters select nodes or leaves of a tree.
 
 Wherever chorax takes a filter, it takes any of these, and the classes below combine
 with `&`, `|` and `~`:
@@ -6,7 +6,7 @@ with `&`, `|` and `~`:
 | filter | keeps |
 |---|---|
 | a type, or a tuple of types | instances of it |
-| a `str` | what carries that tag: a written leaf of a delta, or an object's `tag` |
+| a `str` | what has that tag: a written leaf of a delta, or an object's `tag` |
 | a function of one argument | where `fn(x)` is true, as in `eqx.filter` |
 | a function of two arguments | where `fn(path, x)` is true |
 | `True` or `...` | everything |

@@ -1,1 +1,1 @@
-"""Which nodes or leaves are meant: predicates, and what users write for them."""
+"""Filters over nodes and leaves: predicates, and the forms users write."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     _Sequence: TypeAlias = list[typing.Any] | tuple[typing.Any, ...]
     Filter: TypeAlias = type | str | bool | EllipsisType | _Function | _Sequence | None
 else:
-    # What is not a filter gets an error of ours, whoever checks types.
+    # Anything else is to get chorax's own error, not that of a runtime type checker.
     Filter = typing.Any
 Tags: TypeAlias = frozenset[str]
 NO_TAGS: Tags = frozenset()
@@ -46,12 +46,12 @@ class Predicate:
 
 
 class Combined(Predicate):
-    """Several filters as one; equal where their parts are equal, in order."""
+    """Several filters as one; equal if their parts are, in order."""
 
     filters: tuple[Predicate, ...]
 
     def __init__(self, *filters: Filter) -> None:
-        # Here, since it makes combined filters itself.
+        # Imported here, since it creates combined filters itself.
         from ._reading import to_predicate
 
         self.filters = tuple(map(to_predicate, filters))

@@ -1,4 +1,4 @@
-"""What users write for a filter, read as a predicate."""
+"""The forms in which users write filters, read as predicates."""
 
 import dataclasses
 import inspect
@@ -114,26 +114,24 @@ def to_filter_spec(tree: T, filter: Filter) -> T:
 
 
 def is_pure(predicate: Predicate) -> bool:
-    """Whether it gives the same answer each time; code of the user's may not."""
+    """Whether it always gives the same answer, which user code may not."""
     if type(predicate) in (All, AnyOf, Not):
         return all(map(is_pure, typing.cast(Combined, predicate).filters))
     return type(predicate) in (OfType, PathContains, WithTag, Everything, Nothing)
 
 
 def _is_function(x: object) -> bool:
-    """Whether it can be called; `list[int]` can, but it is not meant as a function."""
+    """Whether it is meant to be called; `list[int]` is callable, but not meant so."""
     return callable(x) and typing.get_origin(x) is None
 
 
 def _takes_path(function: Callable[..., Any]) -> bool:
-    """Whether a function is one of `(path, x)`; `TypeError` if not one of `(x)` either.
-
-    The required positional parameters decide.
-    """
+    """Whether a function takes `(path, x)` and not `(x)`, by its required positional
+    parameters; raises `TypeError` if it takes neither."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return False  # Some built-ins have no signature; they are asked about `x`.
+        return False  # Some built-ins have no signature; they take `x`.
     required = [
         parameter
         for parameter in signature.parameters.values()

@@ -1,4 +1,4 @@
-"""What a single filter asks about a node or leaf, and its place."""
+"""Filters that ask one question about a node or leaf and its path."""
 
 import dataclasses
 import typing
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     _Key: TypeAlias = str | int
     _Tag: TypeAlias = str
 else:
-    # What is of another type gets an error of ours, whoever checks types.
+    # Anything else is to get chorax's own error, not that of a runtime type checker.
     _Types = _Key = _Tag = typing.Any
 
 
 class Test(Predicate):
-    """Runs code of the user's, and notes on its exceptions where that was."""
+    """Runs user code, and adds the filter and the path to its exceptions."""
 
     def __call__(self, path: Path, x: object, tags: Tags = NO_TAGS) -> bool:
         try:
@@ -58,7 +58,7 @@ class OfType(Test):
 
 @dataclasses.dataclass(frozen=True)
 class PathContains(Predicate):
-    """Keeps what stands at or below a key: `key in path`.
+    """Keeps what is at or below a key: `key in path`.
 
     ```python
     >>> from chorax.filters import PathContains
@@ -82,7 +82,7 @@ class PathContains(Predicate):
 
 @dataclasses.dataclass(frozen=True)
 class WithTag(Test):
-    """Keeps what carries a tag.
+    """Keeps what has a tag.
 
     A leaf that was written has the tags of its delta (`state_tag`); any object may have
     an attribute `tag`, a `str` or a collection of them.

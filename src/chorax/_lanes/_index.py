@@ -24,21 +24,20 @@ def read_index(index: Any, size: int) -> Any:
     array = as_array(index)
     if array is None:
         raise TypeError(
-            "Lanes are taken by an integer, a slice, a mask or an array of indices, "
-            f"but got {shown(index)}."
+            "`index` must be an integer, a slice, a mask or an array of indices, but "
+            f"got {shown(index)}."
         )
     if array.size == 0 and not is_array:
         array = array.astype(np.int32)  # NumPy makes floats of an empty list.
     if array.ndim > 1:
         raise ValueError(
-            "Lanes are taken by indices along one axis, but got the shape "
-            f"{array.shape}."
+            f"`index` must have at most one axis, but its shape is {array.shape}."
         )
     if array.dtype == np.bool_:
         return _where_true(array, size)
     if not jnp.issubdtype(array.dtype, np.integer):
         got = array.dtype if is_array else shown(index)
-        raise TypeError(f"Lanes are taken by integers, but got {got}.")
+        raise TypeError(f"`index` must consist of integers, but got {got}.")
     if not isinstance(index, jax.core.Tracer):
         for each in np.asarray(array).reshape(-1).tolist():
             _in_range(each, size)
@@ -58,8 +57,8 @@ def _checked_slice(index: Any) -> Any:
             operator.index(0 if entry is None else entry)
         except TypeError:
             raise TypeError(
-                "A slice of lanes takes integers, known while tracing, but got "
-                f"{shown(entry)}. An array of indices may be traced."
+                "A slice of lanes must have integers that are known while tracing, but "
+                f"got {shown(entry)}. An array of indices may be traced."
             ) from None
     return index
 

@@ -45,18 +45,18 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
         leaves = jtu.tree_leaves(batched)
         return found, agreed_count(leaves, structure, found, "axes")
 
-    found, told = ask(resolve, batched)
-    size = axis_size if told is None else told
+    found, count = ask(resolve, batched)
+    size = axis_size if count is None else count
     if size is None:
         raise ValueError(
             "No leaf has a lane axis: `axes` is `None` everywhere. Pass the "
             "`StateDelta` or the tree of axes that came with the batched model."
         )
-    counted = tuple(
+    not_negative = tuple(
         None if axis is None else axis % x.ndim
         for x, axis in zip(leaves, found, strict=True)
     )
-    return LaneAxes(leaves, structure, counted, size)
+    return LaneAxes(leaves, structure, not_negative, size)
 
 
 def known_lane_axes(
@@ -68,8 +68,8 @@ def known_lane_axes(
     # Where a transformation has replaced an array, there are no lanes.
     pairs = zip(leaf_paths(structure), leaves, strict=True)
     axes = tuple(known.get(path) if is_array_like(x) else None for path, x in pairs)
-    told = ask(lambda leaves: agreed_count(leaves, structure, axes, "axes"), leaves)
-    return LaneAxes(leaves, structure, axes, size if told is None else told)
+    count = ask(lambda leaves: agreed_count(leaves, structure, axes, "axes"), leaves)
+    return LaneAxes(leaves, structure, axes, size if count is None else count)
 
 
 def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:

@@ -1,4 +1,4 @@
-"""Whether models can be put together as lanes."""
+"""Whether models can become lanes of one batched model."""
 
 import functools
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def check_mappable(x: Any, place_: str, cure: str) -> None:
     """Raises for an array that can't have a lane axis."""
     if is_foreign(x):
         raise ValueError(
-            f"{place_} can't have a lane axis: {not_taken(x)}. Share it, by {cure}."
+            f"{place_} can't have a lane axis: {not_taken(x)}. Share it, with {cure}."
         )
 
 
@@ -108,7 +108,7 @@ def check_same(one: Any, other: Any, places: str) -> None:
 
 
 def _is_unknown(x: Any) -> bool:
-    """Whether it is an array without values that could be compared."""
+    """Whether it is an array whose values are unknown."""
     return isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
@@ -171,9 +171,9 @@ def _check_structures(
     problem = f"{left_name}: {a}; {right_name}: {b}."
     if path[-1:] == ("marker",) and "<object>" in (a, b):
         problem = (
-            "each `StateIndex` has a marker of its own. Make each model by "
-            "`eqx.nn.make_with_state`, which makes them equal; or make one, and draw "
-            "the others by `vmap_call_all_fns(model, reset_parameters, ...)`."
+            "each `StateIndex` has a marker of its own. Create each model with "
+            "`eqx.nn.make_with_state`, which makes them equal; or create one, and draw "
+            "the others with `vmap_call_all_fns(model, reset_parameters, ...)`."
         )
     raise ValueError(
         f"Lanes are models of one structure, but {left_name} and {right_name} differ "

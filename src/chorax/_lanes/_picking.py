@@ -20,7 +20,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     _Mask: TypeAlias = ArrayLike | Sequence[bool]
 else:
-    # What is not a mask gets an error of ours, whoever checks types.
+    # Anything else is to get chorax's own error, not that of a runtime type checker.
     _Mask = Any
 
 
@@ -142,13 +142,10 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     lanes = lane_axes(batched, axes)
     found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
+    # What is shared and on the host can be read from all devices.
+    on_devices = jax.Array | jax.ShapeDtypeStruct
     leaves = [
-        x if axis is None and _is_on_host(x) else found.place(x, axis)
+        x if axis is None and not isinstance(x, on_devices) else found.place(x, axis)
         for x, axis in pairs
     ]
     return lanes.rebuild(leaves)
-
-
-def _is_on_host(x: Any) -> bool:
-    """Whether all devices can read it as it is."""
-    return not isinstance(x, jax.Array | jax.ShapeDtypeStruct)

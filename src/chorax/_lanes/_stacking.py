@@ -23,7 +23,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     _AxisSize: TypeAlias = SupportsIndex
 else:
-    # What is not an integer gets an error of ours, whoever checks types.
+    # Anything else is to get chorax's own error, not that of a runtime type checker.
     _AxisSize = Any
 
 

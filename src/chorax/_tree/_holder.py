@@ -1,7 +1,7 @@
 """Marker bases for what knows lane axes: its own, or those of another tree."""
 
 import abc
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import equinox as eqx
@@ -41,7 +41,7 @@ def undo_lanes(
     """A structure in which leaves at these paths have the lane axes they had before."""
     old = dict(_holders(Slot.of(before)))
     draft = Slot.of(after)
-    for path, holder in _deepest_first(draft):
+    for path, holder in _holders(draft):
         if path not in old:
             continue
         start = (*path, "model")
@@ -57,18 +57,14 @@ def without_sizes(structure: jtu.PyTreeDef) -> jtu.PyTreeDef:
     """A structure without the sizes that ensembles note, except where no leaf says how
     many lanes there are."""
     draft = Slot.of(structure)
-    for path, holder in _deepest_first(draft):
+    for path, holder in _holders(draft):
         if holder.mapped:
             slot, _ = draft.find(path)
             slot.assign(replace(slot.current(), size_when_made=0), ())
     return jtu.tree_structure(draft.current())
 
 
-def _deepest_first(draft: Slot) -> list[tuple[Path, LaneHolder]]:
-    return sorted(_holders(draft), key=lambda row: -len(row[0]))
-
-
-def _holders(draft: Slot) -> Iterator[tuple[Path, LaneHolder]]:
-    for path, slot in draft.walk():
-        if isinstance(slot.value, LaneHolder):
-            yield path, slot.value
+def _holders(draft: Slot) -> list[tuple[Path, LaneHolder]]:
+    """The ensembles in a draft, inner ones first, so that outer ones contain them."""
+    rows = [(path, slot.value) for path, slot in draft.walk()]
+    return [row for row in reversed(rows) if isinstance(row[1], LaneHolder)]

@@ -75,8 +75,8 @@ class LaneKeys:
         # XLA compiles a hash over one axis three times faster than over two.
         shape = (self.size, len(table), *keys.shape[1:])
         flat = jnp.broadcast_to(keys[:, None], shape).reshape(-1, *keys.shape[1:])
-        made = jax.vmap(_fold)(flat, jnp.tile(table, (self.size, 1)))
-        return made.reshape(shape)
+        folded = jax.vmap(_fold)(flat, jnp.tile(table, (self.size, 1)))
+        return folded.reshape(shape)
 
 
 def lane_keys(key: Any, size: int | None) -> LaneKeys | None:

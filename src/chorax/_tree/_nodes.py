@@ -139,35 +139,34 @@ def _modules(parts: list[Any]) -> tuple[eqx.Module, ...]:
 @functools.lru_cache(maxsize=128)
 def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
     del exact
+    nodes: list[tuple[Path, int, tuple[Path, ...]]] = []
+    leaf_paths: list[Path] = []
+    module_paths: list[Path] = []
+    classes: dict[type[eqx.Module], None] = {}
     # A draft has the same modules as the target in the same order, and `Ref`s as
     # leaves, which are cheap to tell from containers.
-    found: list[tuple[Path, eqx.Module]] = []
-    leaf_paths: list[Path] = []
-    for path, slot in Slot.of(structure).walk():
+    pending: list[tuple[Path, Slot | int, tuple[Path, ...]]]
+    pending = [((), Slot.of(structure), ())]
+    while pending:
+        path, slot, ensembles = pending.pop()
+        if isinstance(slot, int):  # The index of a node whose children were visited.
+            nodes.append((path, slot, ensembles))
+            continue
         if isinstance(slot.value, Ref):
             leaf_paths.append(path)
-        elif isinstance(slot.value, eqx.Module):
-            found.append((path, slot.value))
-    around = {path for path, m in found if isinstance(m, LaneHolder)}
-    nodes = [
-        (path, index, _around(path, around))
-        for index, (path, module) in enumerate(found)
-        if is_node(module)
-    ]
-    paths = tuple(path for path, _ in found)
-    classes = dict.fromkeys(type(found[index][1]) for _, index, _ in nodes)
-    return Survey(_children_first(nodes), tuple(leaf_paths), paths, tuple(classes))
-
-
-def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
-    if not ensembles:
-        return ()
-    # An ensemble has lanes below its field `model` only.
-    return tuple(
-        path[:i]
-        for i in range(len(path))
-        if path[:i] in ensembles and path[i] == "model"
-    )
+            continue
+        if isinstance(slot.value, eqx.Module):
+            if is_node(slot.value):
+                pending.append((path, len(module_paths), ensembles))
+                classes.setdefault(type(slot.value))
+            module_paths.append(path)
+        is_ensemble = isinstance(slot.value, LaneHolder)
+        for key, child in reversed(slot.open().items()):
+            # An ensemble has lanes below its field `model` only.
+            has_lanes = is_ensemble and key == "model"
+            inside = (*ensembles, path) if has_lanes else ensembles
+            pending.append(((*path, key), child, inside))
+    return Survey(tuple(nodes), tuple(leaf_paths), tuple(module_paths), tuple(classes))
 
 
 def is_node(module: eqx.Module) -> bool:
@@ -194,16 +193,3 @@ def _layers() -> frozenset[type]:
     public = (getattr(eqx.nn, name) for name in dir(eqx.nn))
     layers = (x for x in public if isinstance(x, type) and issubclass(x, eqx.Module))
     return frozenset(layers) - {eqx.nn.StateIndex}
-
-
-def _children_first(
-    found: list[tuple[Path, int, tuple[Path, ...]]],
-) -> tuple[tuple[Path, int, tuple[Path, ...]], ...]:
-    """Reorders from parents first to children first; siblings keep their order."""
-    nodes: list[tuple[Path, int, tuple[Path, ...]]] = []
-    around: list[tuple[Path, int, tuple[Path, ...]]] = []
-    for node in found:
-        while around and node[0][: len(around[-1][0])] != around[-1][0]:
-            nodes.append(around.pop())
-        around.append(node)
-    return (*nodes, *reversed(around))

@@ -17,48 +17,51 @@ from ._memo import exact_structure, exact_type, static_fields
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A module to be called: its path, and its value before all calls."""
+    """A module that may be called, as the structure of the target shows it.
+
+    `index` is its index among all modules of the target, and `ensembles` are the paths
+    of the ensembles that contain it, outermost first.
+    """
 
     path: Path
-    module: eqx.Module
-    # The paths of the ensembles that contain it, outermost first.
-    ensembles: tuple[Path, ...] = ()
+    cls: type[eqx.Module]
+    index: int
+    ensembles: tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """What the structure of a target says about it.
+    """What the structure of a target shows.
 
-    `nodes` come children before parents, each with its index among all modules and the
-    ensembles that contain it; `classes` are their classes. `module_paths` are the paths
-    of all modules, parents first.
+    `nodes` are children before parents, `classes` are their classes, and `module_paths`
+    are the paths of all modules, parents first.
     """
 
-    nodes: tuple[tuple[Path, int, tuple[Path, ...]], ...]
+    nodes: tuple[Node, ...]
     leaf_paths: tuple[Path, ...]
     module_paths: tuple[Path, ...]
     classes: tuple[type[eqx.Module], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Walked:
-    """A target's leaves, and every module in it, parents first.
+class Tree:
+    """A target, its leaves, and every module in it, parents first.
 
-    `exact` tells apart structures that JAX considers equal; `None` if a part can't be
-    hashed, so that nothing may be remembered.
+    `exact` tells apart structures that JAX considers equal; it is `None` if a part
+    can't be hashed, so that nothing may be remembered about the target.
     """
 
+    target: Any
     leaves: tuple[Any, ...]
     modules: tuple[eqx.Module, ...]
     structure: jtu.PyTreeDef
     exact: Hashable
     survey: Survey
 
-    @functools.cached_property
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """The nodes, children before parents."""
-        rows = self.survey.nodes
-        return tuple(Node(path, self.modules[i], around) for path, i, around in rows)
+        return self.survey.nodes
 
     @property
     def leaf_paths(self) -> tuple[Path, ...]:
@@ -70,7 +73,7 @@ class Walked:
         return Slot.of(self.structure)
 
 
-def walk_nodes(target: Any) -> Walked:
+def walk_nodes(target: Any) -> Tree:
     """Finds the leaves, modules and nodes of a target."""
     parts: list[Any] = []
     # `append` is asked about every container and leaf, and returns `None`: no leaf.
@@ -82,7 +85,7 @@ def walk_nodes(target: Any) -> Walked:
         # A static part can't be hashed.
         modules, exact = _modules(parts), None
         survey = _survey.__wrapped__(structure, None)
-    return Walked(tuple(leaves), modules, structure, exact, survey)
+    return Tree(target, tuple(leaves), modules, structure, exact, survey)
 
 
 def _read_parts(
@@ -139,26 +142,28 @@ def _modules(parts: list[Any]) -> tuple[eqx.Module, ...]:
 @functools.lru_cache(maxsize=128)
 def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
     del exact
-    nodes: list[tuple[Path, int, tuple[Path, ...]]] = []
+    nodes: list[Node] = []
     leaf_paths: list[Path] = []
     module_paths: list[Path] = []
     classes: dict[type[eqx.Module], None] = {}
     # A draft has the same modules as the target in the same order, and `Ref`s as
     # leaves, which are cheap to tell from containers.
-    pending: list[tuple[Path, Slot | int, tuple[Path, ...]]]
+    pending: list[Node | tuple[Path, Slot, tuple[Path, ...]]]
     pending = [((), Slot.of(structure), ())]
     while pending:
-        path, slot, ensembles = pending.pop()
-        if isinstance(slot, int):  # The index of a node whose children were visited.
-            nodes.append((path, slot, ensembles))
+        row = pending.pop()
+        if isinstance(row, Node):  # Its children have been visited.
+            nodes.append(row)
             continue
+        path, slot, ensembles = row
         if isinstance(slot.value, Ref):
             leaf_paths.append(path)
             continue
         if isinstance(slot.value, eqx.Module):
+            cls = type(slot.value)
             if is_node(slot.value):
-                pending.append((path, len(module_paths), ensembles))
-                classes.setdefault(type(slot.value))
+                pending.append(Node(path, cls, len(module_paths), ensembles))
+                classes.setdefault(cls)
             module_paths.append(path)
         is_ensemble = isinstance(slot.value, LaneHolder)
         for key, child in reversed(slot.open().items()):

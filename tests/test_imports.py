@@ -13,6 +13,7 @@ ROOT = Path(chorax.__file__).parent
 FLOORS = [
     ["_text"],
     ["_tree"],
+    ["_filters"],
     ["filters"],
     ["_lanes"],
     ["_deltas", "_annotations", "_layers", "_ensemble"],

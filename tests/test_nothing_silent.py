@@ -777,8 +777,8 @@ def test_stacking_models_of_different_activations(key):
         for activation in (jnp.tanh, jnp.sin)
     ]
     text = (
-        "What is no array is shared by all lanes; give all models the same function, "
-        "or keep them in a list."
+        "A leaf that is not an array is shared by all lanes; give all models the same "
+        "function, or keep them in a list."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         lanes.stack(models)

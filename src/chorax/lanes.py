@@ -1,11 +1,12 @@
-"""Lanes taken apart and put together.
+"""Functions of batched models: stacking, unstacking and selecting their lanes.
 
-Each function takes `axes`: the `StateDelta` of the call that made the batched model, or
-a tree of lane axes, in any form that `eqx.filter_vmap` takes as `in_axes`. Leaves
-without a lane axis are shared by all lanes. All of it works inside `jit`, `grad`,
-`vmap` and `scan`. NumPy's arrays stay what they are, with dtypes that JAX would change;
-but what is put together with an array of JAX, or taken or chosen by a traced one,
-becomes one of JAX. Arrays that JAX does not take, of strings say, have no lanes.
+Each takes `axes`: the `StateDelta` of the call that made the batched model, or a tree
+of lane axes in any form that `eqx.filter_vmap` takes as `in_axes`. Leaves without a
+lane axis are shared by all lanes. Everything works inside `jit`, `grad`, `vmap` and
+`scan`, and on trees of `jax.ShapeDtypeStruct`, as `eqx.filter_eval_shape` returns them.
+NumPy arrays stay NumPy arrays, of dtypes too that JAX would change; but joined with a
+JAX array, or selected by a traced one, they become JAX arrays. Arrays of a dtype that
+JAX does not take, such as strings, can't have lanes.
 """
 
 from ._ensemble import Ensemble as Ensemble

@@ -104,10 +104,9 @@ def fold(
     def step(arrays: Any, lane: Any) -> tuple[Any, Any]:
         nonlocal y_static
         new, y = call(join(arrays, static), lane)
-        new_arrays, rest = split(new, is_carried)
-        _check_same(rest, static)
+        _check_carry(new, carry)
         y_arrays, y_static = split(y)
-        return new_arrays, y_arrays
+        return split(new, is_carried)[0], y_arrays
 
     carry = _with_arrays(carry, call, jtu.tree_map(one_of, (arrays, x_arrays)))
     is_carried = jtu.tree_map(is_mappable, carry)
@@ -121,33 +120,36 @@ def fold(
 def _with_arrays(carry: Any, call: Callable[..., Any], lane: Any) -> Any:
     """The carry with arrays for numbers that come back different."""
     leaves, structure = jtu.tree_flatten(carry)
-    changed: list[int] = []
 
-    def find(lane: Any) -> None:
-        new, _ = call(jtu.tree_unflatten(structure, leaves), lane)
-        rows = enumerate(zip(leaves, jtu.tree_leaves(new), strict=True))
-        changed.extend(i for i, (x, y) in rows if is_number(x) and not is_same(x, y))
+    def find_changed(lane: Any) -> set[int]:
+        def find(lane: Any) -> None:
+            new, _ = call(jtu.tree_unflatten(structure, leaves), lane)
+            rows = enumerate(zip(leaves, jtu.tree_leaves(new), strict=True))
+            changed.update(
+                i for i, (x, y) in rows if is_number(x) and not is_same(x, y)
+            )
 
-    while any(map(is_number, leaves)):
-        changed.clear()
+        changed: set[int] = set()
         jax.eval_shape(find, lane)
+        return changed
+
+    # A number may change only because another one is an array.
+    while any(map(is_number, leaves)) and (changed := find_changed(lane)):
         for index in changed:
             leaves[index] = jnp.asarray(leaves[index])
-        if not changed:
-            break
     return jtu.tree_unflatten(structure, leaves)
 
 
-def _check_same(new: Any, old: Any) -> None:
+def _check_carry(new: Any, old: Any) -> None:
     leaves, structure = jtu.tree_flatten(old)
-    for path, x, y in zip(
-        leaf_paths(structure), leaves, jtu.tree_leaves(new), strict=True
-    ):
-        if not is_same(x, y):
+    rows = zip(leaf_paths(structure), leaves, jtu.tree_leaves(new), strict=True)
+    for path, x, y in rows:
+        is_array = is_mappable(y) or is_number(y)
+        if not (is_array if is_mappable(x) else is_same(x, y)):
             raise ValueError(
                 f"The function given to `lanes.fold` returned {shown(y)} at "
                 f"{place(path)} of `carry`, where it was given {shown(x)}. Only arrays "
-                "and numbers may change: make it an array."
+                "and numbers may change."
             )
 
 

@@ -76,10 +76,11 @@ def is_number(x: Any) -> bool:
     return isinstance(x, bool | int | float | complex)
 
 
-def one_of(x: Any) -> jax.ShapeDtypeStruct:
-    """What one entry along the leading axis of an array looks like."""
+def one_of(x: Any, axis: int | None = 0) -> jax.ShapeDtypeStruct:
+    """What one entry along an axis of an array looks like."""
+    shape = [size for i, size in enumerate(x.shape) if i != axis]
     weak_type = getattr(x, "weak_type", False)
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=weak_type)
+    return jax.ShapeDtypeStruct(shape, x.dtype, weak_type=weak_type)
 
 
 def check_pair(result: Any, caller: str, pair: str) -> tuple[Any, Any]:

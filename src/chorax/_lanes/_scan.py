@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import jax.extend.core as jec
 import jax.numpy as jnp
@@ -95,41 +94,49 @@ def scan(
     ```
     """
     lanes, close = open_lanes(batched, axes)
-    x_arrays, x_static = split(xs)
-    x_axes = _x_axes(x_arrays, array_axes(xs_in_axes), lanes.size)
-    steps = _count_steps(x_arrays, length)
-    mapped = [i for i, axis in enumerate(lanes.axes) if axis is not None]
-    arrays = [lanes.leaves[i] for i in mapped]
-    written: list[int] = []
+    x_tree, x_static = split(xs)
+    x_axes = _x_axes(x_tree, array_axes(xs_in_axes), lanes.size)
+    count = _count_steps(x_tree, length)
+    x_arrays, x_structure = jtu.tree_flatten(x_tree)
+    arrays, static = split(lanes.leaves)
     y_static: Any = None
+    changed: list[int] = []
 
     def one_lane(arrays: list[Any], x: Any) -> tuple[list[Any], Any]:
         nonlocal y_static
-        old = _filled(lanes.leaves, mapped, arrays)
-        result = fn(lanes.rebuild(old), join(x, x_static))
+        old = join(arrays, static)
+        x = join(jtu.tree_unflatten(x_structure, x), x_static)
+        result = fn(lanes.rebuild(old), x)
         model, y = check_pair(result, "lanes.scan", "(model, y)")
         y_arrays, y_static = split(y)
-        new = _written(model, old, lanes)
-        written.extend(new)
+        new = _changed(model, old, lanes)
+        changed.extend(new)
         return list(new.values()), y_arrays
 
-    def all_lanes(arrays: list[Any], x: Any) -> tuple[list[Any], Any]:
-        in_axes = [lanes.axes[i] for i in mapped], x_axes
-        over_lanes = jax.vmap(one_lane, in_axes, axis_size=lanes.size)
-        new, y_arrays = over_lanes(arrays, x)
-        pairs = zip(new, written, strict=True)
-        return [jnp.moveaxis(x, 0, lanes.axes[i] or 0) for x, i in pairs], y_arrays
+    pairs = zip(arrays, lanes.axes, strict=True)
+    lane = [x if x is None else one_of(x, axis) for x, axis in pairs]
+    pairs = zip(x_arrays, x_axes, strict=True)
+    run, origins = _traced(one_lane, lane, [one_of(one_of(x), a) for x, a in pairs])
+    inputs = [index for index, x in enumerate(arrays) if x is not None]
+    # A leaf that a function in a `jit` of its own returned as it was is not written.
+    rows = zip(changed, origins[: len(changed)], strict=True)
+    written = [i for i, origin in rows if origin != inputs.index(i)]
+    _check_lanes(written, lanes)
+    which = [changed.index(i) for i in written]
+    axes = [lanes.axes[i] for i in written]
 
-    trace = _traced(all_lanes, arrays, jtu.tree_map(one_of, x_arrays))
-    places = [mapped.index(i) for i in written]
+    def write(arrays: list[Any], x: Any) -> tuple[list[Any], Any]:
+        new, y = run(arrays, x)
+        return [new[i] for i in which], y
 
     def step(carry: list[Any], x: Any) -> tuple[list[Any], Any]:
-        return trace(_filled(arrays, places, carry), x)
+        in_axes = list(lanes.axes), x_axes
+        over_lanes = jax.vmap(write, in_axes, (axes, 0), axis_size=lanes.size)
+        return over_lanes(_filled(arrays, written, carry), x)
 
-    if checkpoint:
-        step = recomputed(step)
-    start = [arrays[i] for i in places]
-    last, ys = jax.lax.scan(step, start, x_arrays, length=steps)
+    step = recomputed(step) if checkpoint else step
+    start = [arrays[i] for i in written]
+    last, ys = jax.lax.scan(step, start, x_arrays, length=count)
     model = lanes.rebuild(_filled(lanes.leaves, written, last))
     return close(model), join(ys, y_static)
 
@@ -141,8 +148,11 @@ def _filled(leaves: Sequence[Any], places: Sequence[int], new: Sequence[Any]) ->
     return filled
 
 
-def _traced(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """The function as one trace of it, which runs its Python no more."""
+def _traced(
+    function: Callable[..., Any], *args: Any
+) -> tuple[Callable[..., Any], list[int | None]]:
+    """The function as one trace of it, which runs its Python no more; and for each of
+    its outputs which input that is, if any."""
     out: Any = None
 
     def flat(*args: Any) -> list[Any]:
@@ -150,12 +160,30 @@ def _traced(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
         leaves, out = jtu.tree_flatten(function(*args))
         return leaves
 
-    run: Callable[..., Any] = jec.jaxpr_as_fun(jax.make_jaxpr(flat)(*args))
-    return lambda *args: jtu.tree_unflatten(out, run(*jtu.tree_leaves(args)))
+    closed: Any = jax.make_jaxpr(flat)(*args)
+
+    def run(*args: Any) -> Any:
+        return jtu.tree_unflatten(out, jec.jaxpr_as_fun(closed)(*jtu.tree_leaves(args)))
+
+    return run, _forwarded(closed.jaxpr)
 
 
-def _written(model: Any, old: list[Any], lanes: LaneAxes) -> dict[int, Any]:
-    """The arrays that one lane writes, by index among the leaves."""
+def _forwarded(jaxpr: Any) -> list[int | None]:
+    """Which input each output is, through `jit` and `jax.checkpoint` too."""
+    origins: dict[int, int] = {id(var): i for i, var in enumerate(jaxpr.invars)}
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name not in ("jit", "pjit", "checkpoint", "remat2"):
+            continue
+        inner = eqn.params["jaxpr"]
+        found = _forwarded(getattr(inner, "jaxpr", inner))
+        for var, index in zip(eqn.outvars, found, strict=True):
+            if index is not None and id(eqn.invars[index]) in origins:
+                origins[id(var)] = origins[id(eqn.invars[index])]
+    return [origins.get(id(var)) for var in jaxpr.outvars]
+
+
+def _changed(model: Any, old: list[Any], lanes: LaneAxes) -> dict[int, Any]:
+    """The arrays that are other objects in one lane, by index among the leaves."""
     leaves, structure = jtu.tree_flatten(model)
     check_returned(structure, lanes.structure, "lanes.scan", "the model")
     new: dict[int, Any] = {}
@@ -165,32 +193,36 @@ def _written(model: Any, old: list[Any], lanes: LaneAxes) -> dict[int, Any]:
         where = f"The function given to `lanes.scan` wrote {_place(lanes, index)}"
         if not is_mappable(before):
             raise ValueError(
-                f"{where}, which is {shown(before)}, and returned {shown(after)}. "
-                "Only arrays go around the loop: make it an array with lanes."
+                f"{where}, which was {shown(before)}, as {shown(after)}. Only arrays "
+                "go around the loop: make it an array with lanes."
             )
-        if lanes.axes[index] is None:
+        array = jnp.asarray(after) if is_number(after) else after
+        kept = is_mappable(array) and array.shape == before.shape
+        if not kept or array.dtype != before.dtype:
             raise ValueError(
-                f"{where}, which has no lanes by `axes`, so that there is no place for "
-                "what each lane writes. Give it lanes, by `lanes.broadcast` for "
-                "example, or return it as it was."
-            )
-        after = jnp.asarray(after) if is_number(after) else after
-        if not eqx.is_array(after):
-            raise ValueError(f"{where}, {shown(before)}, as {shown(after)}.")
-        if (after.shape, after.dtype) != (before.shape, before.dtype):
-            raise ValueError(
-                f"{where}, which is {short(before)} in one lane, as {short(after)}. "
+                f"{where}, which in one lane was {short(before)}, as {short(after)}. "
                 "What goes around the loop keeps its shape and dtype."
             )
-        new[index] = after
+        new[index] = array
     return new
+
+
+def _check_lanes(written: Sequence[int], lanes: LaneAxes) -> None:
+    for index in written:
+        if lanes.axes[index] is None:
+            raise ValueError(
+                f"The function given to `lanes.scan` wrote {_place(lanes, index)}, "
+                "which has no lanes by `axes`, so that there is no place for what each "
+                "lane writes. Give it lanes, by `lanes.broadcast` for example, or "
+                "return it as it was."
+            )
 
 
 def _place(lanes: LaneAxes, index: int) -> str:
     return place(leaf_paths(lanes.structure)[index])
 
 
-def _x_axes(xs: Any, in_axes: Any, size: int) -> Any:
+def _x_axes(xs: Any, in_axes: Any, size: int) -> list[int | None]:
     """The lane axis of each array, not counting time."""
     leaves, structure = jtu.tree_flatten(xs)
     axes = resolve_axes(xs, in_axes, "xs_in_axes")
@@ -205,7 +237,10 @@ def _x_axes(xs: Any, in_axes: Any, size: int) -> Any:
             f"which must be {size} lanes long, but the array {found} after its axis of "
             f"time: its shape is {x.shape}. Use `None` there if all lanes share it."
         )
-    return jtu.tree_unflatten(structure, axes)
+    return [
+        None if a is None else a % (x.ndim - 1)
+        for a, x in zip(axes, leaves, strict=True)
+    ]
 
 
 def _count_steps(xs: Any, length: Any) -> int:

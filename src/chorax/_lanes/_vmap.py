@@ -120,6 +120,11 @@ class _OverLanes(Wrapper):
         return self.fn
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            raise RuntimeError(
+                f"{list(kwargs)} are keyword arguments, which `lanes.vmap` does not "
+                "take, as `eqx.filter_vmap`: pass them by position."
+            )
         in_axes = self.in_axes
         if isinstance(in_axes, Mapping):
             in_axes = _by_name(self.fn, cast("Mapping[str, Any]", in_axes), args)
@@ -145,7 +150,7 @@ class _OverLanes(Wrapper):
             in_axes=jtu.tree_unflatten(structure, axes),
             out_axes=self.out_axes,
             **self.options,
-        )(*args, **kwargs)
+        )(*args)
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self if instance is None else eqx.Partial(self, instance)

@@ -346,6 +346,31 @@ def test_values_that_all_lanes_write_alike_and_weak_types():
     np.testing.assert_allclose(out["v"], jnp.full(LANES, 5.5))
 
 
+def test_keys_in_the_state_and_numpy_arrays(lane_key):
+    def draw(model, x):
+        key, own = jax.random.split(model["key"])
+        return {**model, "key": key}, model["w"] * x + jax.random.normal(own)
+
+    w, xs = np.arange(LANES * 1.0), np.ones((TIME, LANES))
+    model = {"key": jax.random.split(lane_key, LANES), "w": w}
+    out, ys = lanes.scan(draw, model, 0, xs)
+    assert out["w"] is w
+    for i, key in enumerate(model["key"]):
+        for t in range(TIME):
+            key, own = jax.random.split(key)
+            expected = float(w[i]) + jax.random.normal(own)
+            np.testing.assert_allclose(ys[t, i], expected, rtol=1e-6)
+        assert (jax.random.key_data(out["key"][i]) == jax.random.key_data(key)).all()
+
+
+@pytest.mark.usefixtures("needs_jit")
+def test_no_time_at_all(batch, xs):
+    net, delta = batch
+    out, ys = lanes.scan(step, net, delta, xs[:0])
+    assert ys.shape == (0, LANES, 3)
+    oracle.assert_same(out, net)
+
+
 def test_nothing_written_is_a_map():
     out, ys = lanes.scan(lambda m, x: (m, m * x), jnp.arange(4.0), 0, jnp.ones((2, 4)))
     np.testing.assert_array_equal(ys, jnp.stack([jnp.arange(4.0)] * 2))

@@ -277,7 +277,7 @@ def test_options_of_filter_vmap(cells, xs):
 
 def test_keys_and_numpy_arrays_have_lanes(lane_key):
     keys = jax.random.split(lane_key, 3)
-    numbers = np.arange(3.0, dtype=np.float32)
+    numbers = np.arange(3.0)
     out = lanes.vmap(lambda key, x: jax.random.normal(key) + x, in_axes=0)(
         keys, numbers
     )

@@ -1,7 +1,7 @@
-"""Lanes taken apart and put together.
+"""Lanes taken apart and put together, and models run over them.
 
-Each function takes `axes`: the `StateDelta` of the call that made the batched model, or
-a tree of lane axes, in any form that `eqx.filter_vmap` takes as `in_axes`. Leaves
+Each function but `vmap` takes `axes`: the `StateDelta` of the call that made the
+batched model, or a tree of lane axes, as `in_axes` of `eqx.filter_vmap`. Leaves
 without a lane axis are shared by all lanes. All of it works inside `jit`, `grad`,
 `vmap` and `scan`. NumPy's arrays stay what they are, with dtypes that JAX would change;
 but what is put together with an array of JAX, or taken or chosen by a traced one,

@@ -1,7 +1,7 @@
 """A loop over time in all lanes, which carries only what each step writes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax
 import jax.extend.core as jec
@@ -31,6 +31,11 @@ from ._members import (
 
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    _Length: TypeAlias = SupportsIndex | None
+else:
+    # What is not an integer gets an error of ours, whoever checks types.
+    _Length = Any
 
 
 @typed("fn", Callable, "a function `(model, x) -> (model, y)`")
@@ -41,7 +46,7 @@ def scan(
     xs: Any,
     *,
     xs_in_axes: Any = 0,
-    length: int | None = None,
+    length: _Length = None,
     checkpoint: bool = False,
 ) -> tuple[T, Any]:
     """Runs a batched model over time, all lanes at once.

@@ -1,19 +1,23 @@
-"""Functions of batched models: stacking, unstacking and selecting their lanes.
+"""Functions of batched models: lanes put together and taken apart, models run over them.
 
-Each takes `axes`: the `StateDelta` of the call that made the batched model, or a tree
-of lane axes in any form that `eqx.filter_vmap` takes as `in_axes`. Leaves without a
-lane axis are shared by all lanes. Everything works inside `jit`, `grad`, `vmap` and
-`scan`, and on trees of `jax.ShapeDtypeStruct`, as `eqx.filter_eval_shape` returns them.
+Each function but `vmap` takes `axes`: the `StateDelta` of the call that made the
+batched model, or a tree of lane axes in any form that `eqx.filter_vmap` takes as
+`in_axes`. Leaves without a lane axis are shared by all lanes. Everything works inside
+`jit`, `grad`, `vmap` and `scan`; where no values are needed, on trees of
+`jax.ShapeDtypeStruct` too, as `eqx.filter_eval_shape` returns them.
 NumPy arrays stay NumPy arrays, of dtypes too that JAX would change; but joined with a
 JAX array, or selected by a traced one, they become JAX arrays. Arrays of a dtype that
 JAX does not take, such as strings, can't have lanes.
 """
 
 from ._ensemble import Ensemble as Ensemble
+from ._lanes._fold import fold as fold
 from ._lanes._picking import shard as shard, take as take, where as where
+from ._lanes._scan import scan as scan
 from ._lanes._stacking import (
     broadcast as broadcast,
     concatenate as concatenate,
     stack as stack,
     unstack as unstack,
 )
+from ._lanes._vmap import vmap as vmap

@@ -35,6 +35,10 @@ class LaneHolder(eqx.Module):
     size_when_made: int = eqx.field(static=True, repr=False)
 
 
+class Wrapper(eqx.Module):
+    """What is around a function: not a node, but walked through."""
+
+
 def undo_lanes(
     after: jtu.PyTreeDef, before: jtu.PyTreeDef, undone: Collection[Path]
 ) -> jtu.PyTreeDef:

@@ -2,7 +2,7 @@
 leaves of another do."""
 
 import abc
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -22,6 +22,11 @@ class AxesHolder(eqx.Module):
     @abc.abstractmethod
     def in_axes(self) -> Any:
         """The lane axis of each leaf, as a tree."""
+
+    @property
+    @abc.abstractmethod
+    def path_tags(self) -> Mapping[Path, frozenset[str]]:
+        """The tags of each leaf that has some, by path."""
 
 
 class LaneHolder(eqx.Module):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -10,8 +10,9 @@ import jax.tree_util as jtu
 
 from ._ensemble import Ensemble
 from ._lanes._lane_checks import check_alike, check_same
-from ._lanes._stacking import stack, unstack
+from ._lanes._stacking import listed, stack, unstack
 from ._text._show import shown
+from ._text._table import counted
 from ._text._typed import typed
 from ._tree._paths import same_structure
 
@@ -53,30 +54,30 @@ class Groups(Generic[M]):
     places: tuple[tuple[int, ...], ...]
 
     @typed("fn", Callable, "a function `(model, *args)`")
-    def map(self, fn: Callable[..., Any], *args: Sequence[Any]) -> list[Any]:
+    def map(self, fn: Callable[..., Any], *args: Iterable[Any]) -> list[Any]:
         """Calls a function for each model, as `list(map(fn, models, *args))` would.
 
         **Arguments:**
 
         - `fn`: a function `(model, *args)`, which sees one model and its entry of each
             of `args`.
-        - `args`: lists with an entry for each model, in order; within a group entries
-            are stacked as by `chorax.lanes.stack`. An array counts as the list of its
-            rows.
+        - `args`: lists with an entry for each model, in order, stacked by group as
+            `chorax.lanes.stack` does. An array stands for the list of its rows.
 
         **Returns:** a list with what `fn` returns for each model, in order.
 
         **Raises:** `ValueError` for a list of another length.
         """
         results: list[Any] = [None] * len(self)
-        for arg in args:
-            if len(arg) != len(self):
+        columns = [listed(arg, "Each of `args` of `map`") for arg in args]
+        for column in columns:
+            if len(column) != len(self):
                 raise ValueError(
                     f"`args` of `map` must have an entry for each of {len(self)} "
-                    f"models, but one of them has {len(arg)}."
+                    f"models, but one of them has {len(column)}."
                 )
         for ensemble, places in zip(self.ensembles, self.places, strict=True):
-            stacked = [stack([arg[i] for i in places]) for arg in args]
+            stacked = [stack([column[i] for i in places]) for column in columns]
             over_lanes = ensemble.vmap(fn, in_axes=tuple(axes for _, axes in stacked))
             found = over_lanes(*(arg for arg, _ in stacked))
             rows: list[Any] = [found] * len(places)
@@ -102,6 +103,14 @@ class Groups(Generic[M]):
         for places, ensemble in zip(self.places, self.ensembles, strict=True):
             found |= zip(places, ensemble, strict=True)
         return iter([found[i] for i in range(len(self))])
+
+    def __repr__(self) -> str:
+        kinds = counted(len(self.places), "group")
+        lines = [f"Groups: {counted(len(self), 'model')} in {kinds}"]
+        for places, ensemble in zip(self.places, self.ensembles, strict=True):
+            title, *_ = repr(ensemble).splitlines()
+            lines.append(f"{', '.join(map(str, places))}: {title}")
+        return "\n".join(lines)
 
 
 @typed("models", Iterable, "an iterable of models")
@@ -138,7 +147,7 @@ def groups(models: Iterable[M]) -> Groups[M]:
     ```
     """
     found: list[list[int]] = []
-    trees = list(models)
+    trees = listed(models, "`models` of `groups`")
     for index, model in enumerate(trees):
         if not any(eqx.is_array(x) for x in jtu.tree_leaves(model)):
             raise ValueError(

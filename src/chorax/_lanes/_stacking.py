@@ -58,7 +58,7 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
     ```
     """
-    trees = _listed(models, "`models` of `stack`")
+    trees = listed(models, "`models` of `stack`")
     if not trees:
         raise ValueError("There is nothing to stack: no models were given.")
     keeps = check_filter(share, "share")
@@ -135,7 +135,7 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
     ```
     """
-    trees = _listed(batches, "`batches` of `concatenate`")
+    trees = listed(batches, "`batches` of `concatenate`")
     if not trees:
         raise ValueError("There is nothing to concatenate: no models were given.")
     for index, tree in enumerate(trees):
@@ -193,8 +193,8 @@ def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, 
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
-def _listed(models: Iterable[T], name: str) -> list[T]:
-    # To iterate over these gives keys and letters.
+def listed(models: Iterable[T], name: str) -> list[T]:
+    """The models as a list; raises for what yields keys or letters."""
     if isinstance(models, Mapping | str):
         raise TypeError(
             f"{name} must be an iterable of models, but got {shown(models)}. Pass "

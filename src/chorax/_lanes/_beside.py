@@ -1,0 +1,79 @@
+"""What comes out the same in all lanes, laid out where the lanes are.
+
+The optimiser state of a sharded ensemble is the case in point: zeros that depend on no
+lane, which `jax.vmap` repeats on a single device, and a compiler wherever it likes.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.core
+import jax.custom_batching
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.experimental import shard_alike as alike
+from jax.sharding import NamedSharding
+
+from .._tree._memo import surroundings
+from ._axes import Axes
+from ._spread import LaneSharding
+
+
+def beside_lanes(result: Any, arguments: Sequence[Any], axes: Axes) -> Any:
+    """Inside a mapped function: its result, where what no lane changes is to be laid
+    out as the arguments with these lane axes are."""
+    mapped = [x for x, axis in zip(arguments, axes, strict=True) if axis is not None]
+    lane = next((x for x in mapped if _is_plain(x) and x.size), None)
+    if lane is None or cast(Any, jax).device_count() == 1:
+        return result
+    leaves, structure = jtu.tree_flatten(result)
+    plain = [index for index, x in enumerate(leaves) if _is_plain(x)]
+    laid_out = _beside(lane, [leaves[index] for index in plain])
+    for index, x in zip(plain, laid_out, strict=True):
+        leaves[index] = x
+    return jtu.tree_unflatten(structure, leaves)
+
+
+@jax.custom_batching.custom_vmap
+def _beside(lane: Any, results: list[Any]) -> list[Any]:
+    del lane
+    return results
+
+
+@_beside.def_vmap
+def _rule(size: int, batched: Any, lane: Any, results: Any) -> Any:
+    is_mapped = list(batched[1])
+    lie_alike = _layout(lane)
+    if lie_alike is not None and batched[0]:
+        for index, x in enumerate(results):
+            if not is_mapped[index]:
+                results[index] = lie_alike(jnp.broadcast_to(x, (size, *x.shape)))
+                is_mapped[index] = True
+    return results, is_mapped
+
+
+def _layout(lane: Any) -> Callable[[Any], Any] | None:
+    """Lays an array out as this one lies along axis 0; `None` where that is unknown."""
+    is_traced, in_jit = isinstance(lane, jax.core.Tracer), surroundings()[1]
+    if is_traced and not in_jit:
+        return None
+    # What is explicit in a layout is a type; what a compiler lays out is not known.
+    found: Any = lane.aval.sharding if is_traced else lane.sharding
+    entry = found.spec[0] if isinstance(found, NamedSharding) and found.spec else None
+    if entry is not None:
+        return functools.partial(LaneSharding(found.mesh, entry).place, axis=0)
+    return functools.partial(_tied, lane) if in_jit else None
+
+
+def _tied(lane: Any, x: Any) -> Any:
+    column = lane[(slice(None), *[0] * (lane.ndim - 1))]
+    column = column.reshape(-1, *[1] * (x.ndim - 1))
+    return cast(Any, alike).shard_alike(jnp.broadcast_to(column, x.shape), x)[1]
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether it is an array of JAX, but not of keys, which have axes of their own."""
+    is_array = isinstance(x, jax.Array)
+    return is_array and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -21,15 +21,19 @@ from ._axes import Axes
 from ._spread import LaneSharding
 
 
-def beside_lanes(result: Any, arguments: Sequence[Any], axes: Axes) -> Any:
-    """Inside a mapped function: its result, where what no lane changes is to be laid
-    out as the arguments with these lane axes are."""
-    mapped = [x for x, axis in zip(arguments, axes, strict=True) if axis is not None]
+def beside_lanes(
+    result: Any, out_axes: Axes, arguments: Sequence[Any], in_axes: Axes
+) -> Any:
+    """Inside a mapped function: its result, in which leaves that get a lane axis, but
+    depend on no lane, will be laid out as the mapped arguments are."""
+    pairs = zip(arguments, in_axes, strict=True)
+    mapped = [x for x, axis in pairs if axis is not None]
     lane = next((x for x in mapped if _is_plain(x) and x.size), None)
     if lane is None or cast(Any, jax).device_count() == 1:
         return result
     leaves, structure = jtu.tree_flatten(result)
-    plain = [index for index, x in enumerate(leaves) if _is_plain(x)]
+    rows = enumerate(zip(leaves, out_axes, strict=True))
+    plain = [i for i, (x, axis) in rows if axis is not None and _is_plain(x)]
     laid_out = _beside(lane, [leaves[index] for index in plain])
     for index, x in zip(plain, laid_out, strict=True):
         leaves[index] = x

@@ -96,7 +96,7 @@ def assert_loaded(found, delta, expected, old_delta):
 
 def test_equinox(tmp_path):
     members, delta = make(1)
-    with pytest.raises(RuntimeError, match="Error at leaf with path .*'key'"):
+    with pytest.raises(RuntimeError, match=r"Error at leaf with path .*'key'"):
         eqx.tree_serialise_leaves(tmp_path / "keys.eqx", members)
     eqx.tree_serialise_leaves(tmp_path / "members.eqx", to_words(members))
     like, like_delta = likeness()
@@ -208,7 +208,8 @@ def test_safetensors(tmp_path):
     # What lanes share is not in the delta.
     shared = {"table": members.table}
     found, unexpected, missing = chorax.assign_state_values(like, values, shared)
-    assert not (unexpected or missing)
+    assert not unexpected
+    assert not missing
     assert_loaded(found, like_delta, members, delta)
 
 

@@ -99,8 +99,8 @@ def nothing_written(name):
 
 def called_on_none(name):
     return (
-        f"`{name}` wrote nothing at all: it was called on no node, for each is "
-        "excluded or has no such method. `chorax.explain` tells which."
+        f"`{name}` wrote nothing at all: it was called on no node, since each is "
+        "excluded or has no such method. `chorax.explain` says which."
     )
 
 

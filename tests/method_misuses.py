@@ -591,9 +591,9 @@ ANYWHERE: dict[str, Row] = {
         lambda at: (
             f"{at('x')} is excluded by `state_to_exclude`, so it is written "
             "once for all lanes, but its value differs from lane to lane: it depends "
-            "on a key, a leaf or an argument that has one entry a lane. Do not exclude "
-            "it, or make it the same in all lanes (with `axis_name` a method can take "
-            "`jax.lax.pmean` over them)."
+            "on a key, a leaf or an argument that has one entry per lane. Do not "
+            "exclude it, or make it the same in all lanes (with `axis_name` a method "
+            "can take `jax.lax.pmean` over them)."
         ),
     ),
     "nothing to keep": Row(

@@ -241,7 +241,7 @@ WHERE = {
     "no array after": (
         lambda: Box(0.5),
         "step",
-        "`0.x` has nothing to keep: what was written is no array",
+        "`0.x` has nothing to keep: what was written is not an array",
     ),
 }
 

@@ -5,22 +5,20 @@ The call is planned as it would be for real, on shapes, and the plan is read out
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.tree_util as jtu
 
-from .._lanes._axes import Axes
-from .._plan._finish import is_same, Placed
 from .._plan._kept import has_rule, kept_arrays
 from .._plan._kind import ArraySpec
-from .._plan._planner import Plan, Visit
-from .._plan._recipe import propose, select
-from .._plan._request import excluded_leaves, make_call, Request, target_axes
-from .._plan._select import excluded_nodes
+from .._plan._leaves import same_value
+from .._plan._planner import make_plan, Plan
+from .._plan._request import Request
+from .._plan._schedule import Visit
+from .._plan._select import Calls, find_methods, select
 from .._text._places import dotted, Path
 from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
-from .._tree._keys import lane_keys
 from .._tree._nodes import Node, walk_nodes
 from .._tree._paths import leaf_paths
 
@@ -164,28 +162,23 @@ def run_explanation(target: Any, request: Request) -> Explanation:
 
 
 def _explain(target: Any, request: Request) -> Explanation:
-    keys = lane_keys(request.key, request.size)
-    walked = walk_nodes(target)
-    axes = target_axes(target, walked, request)
-    call, _ = make_call(request, keys)
-    excluded = excluded_nodes(walked, request)
-    excludes = excluded_leaves(request)
-    selection = select(walked, request, axes, excluded)
-    made = propose(walked, selection, request, axes, call, excludes)
-    kept = kept_arrays(made.plan, made.placed, axes, walked)
-    reader = _Reader(made.plan, made.placed, axes, kept, request)
+    calls = select(walk_nodes(target), request)
+    methods, _ = find_methods(calls)
+    plan = make_plan(calls, methods)
+    kept = kept_arrays(plan, calls)
+    reader = _Reader(plan, calls, kept)
     sharding = None if request.lanes is None else request.lanes.sharding
     skipped = [
-        _skipped(node, index in excluded, request.label)
-        for index, node in enumerate(walked.nodes)
-        if index not in selection.methods
+        _skipped(node, index in calls.excluded, request.label)
+        for index, node in enumerate(calls.tree.nodes)
+        if index not in methods
     ]
     return Explanation(
         request.label,
         request.size,
-        tuple(reader.calls(made.visits)),
+        tuple(reader.calls()),
         tuple(skipped),
-        tuple(dotted(leaf.path) for leaf in made.placed if leaf.written),
+        tuple(dotted(leaf.path) for leaf in plan.leaves if leaf.written),
         reader.bytes(),
         sharding.parts if sharding is not None else None,
         tuple(row for rows in kept.values() for row in rows) if request.lanes else (),
@@ -194,49 +187,43 @@ def _explain(target: Any, request: Request) -> Explanation:
 
 def _skipped(node: Node, is_excluded: bool, label: str) -> Skipped:
     reason = "`node_to_exclude`" if is_excluded else f"has no method `{label}`"
-    return Skipped(node.path, type(node.module).__name__, reason)
+    return Skipped(node.path, node.cls.__name__, reason)
 
 
 class _Reader:
     """Reads a plan in words of shapes."""
 
     def __init__(
-        self,
-        plan: Plan,
-        placed: Sequence[Placed],
-        axes: Axes,
-        kept: Mapping[Path, Sequence[Any]],
-        request: Request,
+        self, plan: Plan, calls: Calls, kept: Mapping[Path, Sequence[Any]]
     ) -> None:
         self._plan = plan
         self._kept = kept
-        self._axes = axes
-        self._size = request.size
-        self._function = request.fn_name
-        self._placed = placed
+        self._axes = calls.axes
+        self._size = calls.request.size
+        self._function = calls.request.fn_name
         # What was put back where it stood is as it was.
         self._has_lanes = {
             (leaf.path, leaf.name): leaf.has_lanes if leaf.written else None
-            for leaf in placed
+            for leaf in plan.leaves
         }
         self._wave: dict[Path, int] = {
             path: step.wave + 1 for step in plan.steps for path in step.paths
         }
 
-    def calls(self, visits: Sequence[Visit]) -> Iterator[NodeCall]:
-        """What each call comes to."""
+    def calls(self) -> Iterator[NodeCall]:
+        """What each call does."""
         kinds: dict[int, int] = {}
-        for visit in visits:
-            path, node = visit.node.path, visit.node.module
-            kind = kinds.setdefault(id(visit.done.outcome), len(kinds) + 1)
+        for visit in self._plan.visits:
+            path, cls = visit.node.path, visit.node.cls
+            kind = kinds.setdefault(id(visit.trace.outcome), len(kinds) + 1)
             writes = tuple(self._changes(visit))
-            name = type(node).__name__
-            rest = has_rule(self._function, node), len(self._kept.get(path, ()))
+            name = cls.__name__
+            rest = has_rule(self._function, cls), len(self._kept.get(path, ()))
             yield NodeCall(path, name, kind, self._wave.get(path), writes, *rest)
 
     def bytes(self) -> int:
         """The size of all that is written in the end."""
-        every = (leaf for leaf in self._placed if leaf.written)
+        every = (leaf for leaf in self._plan.leaves if leaf.written)
         values = [self._value(leaf.name, leaf.has_lanes)[0] for leaf in every]
         return sum(size_of(x) or 0 for x in values)
 
@@ -245,8 +232,7 @@ class _Reader:
         old, new = _by_path(*visit.before), _by_path(*visit.after)
         for below in dict.fromkeys([*new, *old]):
             before, after = old.get(below), new.get(below)
-            kept = before is not None and after is not None
-            if kept and is_same(self._plan, cast(int, before), cast(int, after)):
+            if same_value(self._plan.specs, before, after):
                 continue
             where = (*path, *below)
             was, was_axis = None, None

@@ -69,6 +69,13 @@ class LaneSharding:
         """The same for what all devices read. A compiler itself sees to it."""
         return x if self.is_auto and _in_jit(x) else self.place(x, None)
 
+    def lay(self, x: Any, axis: int | None) -> Any:
+        """Lays an array out along its lane axis, or on all devices if it has none."""
+        if axis is not None:
+            return self.place(x, axis)
+        # All devices can read what is on the host.
+        return self.replicate(x) if isinstance(x, jax.Array) else x
+
     def _entries(self, x: Any) -> list[Any] | None:
         """How an array lies on this mesh, axis by axis; `None` if it lies elsewhere or
         it is not known."""

@@ -1,4 +1,4 @@
-"""What to add to an error that a method raises, where chorax knows the likely cure."""
+"""Notes for errors that a method raises, where the likely cure is known."""
 
 import dataclasses
 import difflib
@@ -9,7 +9,7 @@ from .._text._show import short
 from ._request import LANE_OPTIONS, Request
 
 
-# What is not an option under its own name.
+# Fields of `Request` that are not options under that name.
 _OTHERS = frozenset({"fn_name", "args", "kwargs", "lanes", "bare_filters"})
 
 
@@ -21,8 +21,9 @@ def advice(
     kwargs: Mapping[str, Any],
     has_lanes: bool,
 ) -> Iterator[str]:
-    """What to say of an error of the method `name`, or of a function, on a node."""
-    # What a user's error says of itself might raise another.
+    """What to say about an error that the method `name`, or a function, raised on a
+    node."""
+    # The `str` of a user's error might raise another one.
     text = " ".join(x for x in error.args if isinstance(x, str))
     if isinstance(error, dataclasses.FrozenInstanceError):
         yield (
@@ -60,14 +61,14 @@ def advice(
 
 
 def size_question(args: Any) -> str:
-    """What to ask where one integer was given in place of `axis_size`."""
+    """The question where one integer was given and `axis_size` was not."""
     [size] = cast("tuple[Any]", args) if isinstance(args, tuple) else (args,)
     given = short(size)
     return f"{given} went to the methods as `args`. Did you mean `axis_size={given}`?"
 
 
 def is_one_size(args: Any) -> bool:
-    """Whether all that the methods get is an integer."""
+    """Whether one integer is all that the methods get."""
     if isinstance(args, tuple):
         items = cast("tuple[Any, ...]", args)
         return len(items) == 1 and _is_size(items[0])
@@ -79,7 +80,7 @@ def _is_size(x: Any) -> bool:
 
 
 def _lacks_states(name: str | None, node: Any, text: str) -> bool:
-    """Whether a reset seems to have failed because there was nothing to reset."""
+    """Whether a reset seems to have failed because there are no states yet."""
     if name != "reset_state" or not hasattr(node, "init_state"):
         return False
     fields = cast("dict[str, Any]", vars(node))

@@ -73,7 +73,7 @@ def check_in_draft(
 
     `specs` are those of all values that the draft may name.
     """
-    if not is_annotated(type(node.module)):
+    if not is_annotated(node.cls):
         return
     slot, found = draft.find(node.path)
     if not found or not isinstance(slot.value, eqx.Module):

@@ -1,9 +1,8 @@
 """What a kind computes.
 
-Kinds of different classes often compute the same: the links of a chain, of which each
-holds another number of nodes below it, or layers that differ in a field that the method
-does not read. Their traces are then equal equation by equation: one computation, which
-is compiled once.
+Kinds often compute the same: the links of a chain, each with a different number of
+nodes below it, or layers that differ in a field that the method does not read. Their
+traces are then equal equation by equation: one computation, which is compiled once.
 """
 
 import contextlib
@@ -26,19 +25,19 @@ from ._work import is_simple, work_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
-    """A traced function of arrays; the same object for equal ones."""
+    """A traced function of arrays; equal ones are the same object."""
 
     closed: jec.ClosedJaxpr
 
     @property
     def is_pure(self) -> bool:
-        """Whether it has no effects and holds no array, which a program that others
-        share would keep alive."""
+        """Whether it has no effects and holds no array, which a program shared with
+        others would keep alive."""
         return not self.has_effects and not self.closed.consts
 
     @property
     def has_effects(self) -> bool:
-        """Whether it does more than its outputs show."""
+        """Whether it does more than return its outputs."""
         return bool(self.closed.jaxpr.effects)
 
     @property
@@ -49,8 +48,8 @@ class Computation:
 
     @property
     def spans_devices(self) -> bool:
-        """Whether it holds an array that lives on more than one device, which a program
-        of a single one of them can't."""
+        """Whether it holds an array that lives on several devices, which a program for
+        one of them can't."""
         found = [x.sharding for x in self.closed.consts if _is_there(x)]
         return any(len(each.device_set) > 1 for each in found)
 
@@ -64,12 +63,12 @@ class Computation:
 
     @functools.cached_property
     def is_simple(self) -> bool:
-        """Whether it is so simple that stacking nodes for it costs more than it."""
+        """Whether it costs less than stacking nodes for it would."""
         return is_simple(self.closed)
 
     @functools.cached_property
     def remember(self) -> Callable[[Callable[[Any], Any], Hashable], Any]:
-        """`remember(make, key)` is `make(key)`, made once for as long as this lives."""
+        """`remember(make, key)` is `make(key)`, which is made once while this lives."""
 
         def call(make: Callable[[Any], Any], key: Hashable) -> Any:
             return make(key)
@@ -81,14 +80,14 @@ def _is_there(x: Any) -> bool:
     return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
 
 
-# Threads that trace the same at once get the same computation. Not a plain `Lock`: a
-# collection of garbage may run anybody's code within.
+# Threads that trace the same thing at once get the same computation. Not a plain
+# `Lock`: garbage collection may run any code while it is held.
 _ONE_BY_ONE = threading.RLock()
 _living = weakref.WeakValueDictionary[Hashable, Computation]()
 
 
 def computation_of(closed: jec.ClosedJaxpr) -> Computation:
-    """The computation of a trace: one that was there already if it is equal."""
+    """The computation of a trace: an equal one if there is one already."""
     try:
         token = _token(closed)
         with _ONE_BY_ONE:
@@ -103,16 +102,17 @@ def computation_of(closed: jec.ClosedJaxpr) -> Computation:
 
 @functools.lru_cache(maxsize=128)
 def _keep(computation: Computation) -> None:
-    """Keeps the latest alive beyond the functions that they are traces of: where a
-    function is made anew for each call, what is compiled for it is not."""
+    """Keeps the latest computations alive longer than the functions that they are
+    traces of: a function may be made anew for each call, and is then not compiled
+    anew."""
     del computation
 
 
 def _token(closed: Any) -> Hashable:
-    """What is equal for traces that compute the same; `TypeError` if it can't be said.
+    """What is equal for traces that compute the same; `TypeError` if nothing is.
 
-    The values that a trace closes over are not compared, nor are functions among the
-    parameters of an equation, and what has effects is left alone.
+    Traces that close over values, have effects, or have functions among the parameters
+    of an equation are not compared.
     """
     jaxpr = getattr(closed, "jaxpr", closed)
     if getattr(closed, "consts", ()) or jaxpr.effects:
@@ -142,7 +142,7 @@ def _token(closed: Any) -> Hashable:
 
 
 def _context(context: Any) -> Hashable:
-    """The settings that an equation was traced under, and is lowered under."""
+    """The settings under which an equation was traced and is lowered."""
     names: tuple[str, ...] = (*cast(Any, type(context)).__slots__,)
     values = (getattr(context, name, None) for name in names if name != "__weakref__")
     return tuple(map(_parameter, values))
@@ -158,11 +158,11 @@ def _parameter(value: Any) -> Hashable:
         rows = cast("Mapping[Any, Any]", value).items()
         return kind, tuple((name, _parameter(part)) for name, part in rows)
     if isinstance(value, FunctionType):
-        # One of a module's own is there for good; others may hold arrays.
+        # Those defined at the top of a module stay; others may hold arrays.
         if value.__closure__ is not None or "<" in value.__qualname__:
             raise TypeError("Not to be compared.")
         return value
-    # A mesh can be called only as the decorator that it is too.
+    # A mesh is callable only because it is also a decorator.
     if callable(value) and not isinstance(value, type | contextlib.ContextDecorator):
         raise TypeError("Not to be compared.")
     return exact_type(value), value

@@ -1,8 +1,8 @@
-"""What a method leaves in a node besides arrays: static fields, functions, objects.
+"""What a method writes into a node besides arrays: static fields, functions, objects.
 
-Nodes of a kind share what one of them was traced with, and so do later calls. That is
-right for what nobody can change in place, and of no use for what holds a traced array,
-which is gone once the trace is.
+Nodes of a kind, and later calls, share what was written while the first was traced.
+That is right for what nobody can change in place, and wrong for what holds a traced
+array, which is of no use once the trace is over.
 """
 
 import dataclasses
@@ -37,20 +37,20 @@ _FIXED = (
     np.dtype,
     jax.Array,
 )
-# Containers that keep nothing beside their children but keys.
+# Containers that hold only their children, and keys.
 _PLAIN = (type(None), list, tuple, dict)
-# Fixed where all that they hold is.
+# Fixed if everything that they hold is.
 _SHELLS = (tuple, frozenset, FunctionType, MethodType, functools.partial)
 
 
 def statics(tree: Any) -> Iterator[Any]:
-    """The values of static fields, and what other containers keep beside children."""
+    """The values of static fields, and what other containers hold besides children."""
     parts: list[Any] = []
-    # It is asked about every container and leaf, and says no each time.
+    # `is_leaf` is asked about every container and leaf, and `append` returns `None`.
     jtu.tree_flatten(tree, is_leaf=cast(Any, parts.append))
     for part in parts:
         if isinstance(part, eqx.Module):
-            # What its wrappers keep beside, they make anew each time.
+            # The rest of what its wrappers hold is made anew each time.
             names = static_fields(type(part))
             yield from (getattr(part, name, None) for name in names)
         elif type(part) not in _PLAIN and not jtu.all_leaves([part]):
@@ -60,7 +60,7 @@ def statics(tree: Any) -> Iterator[Any]:
 
 
 def _flat(kept: Any) -> Iterator[Any]:
-    # Made anew each time, unlike what is in it.
+    # The list itself is made anew each time, unlike what is in it.
     if isinstance(kept, tuple | list):
         for part in cast("list[Any]", kept):
             yield from _flat(part)
@@ -69,19 +69,20 @@ def _flat(kept: Any) -> Iterator[Any]:
 
 
 def held_by(value: Any) -> Iterator[Any]:
-    """All that a value holds, itself first, but for what modules and classes hold."""
+    """Everything that a value holds, itself first, except what Python modules and
+    classes hold."""
     seen: dict[int, Any] = {}
     pending = [value]
     while pending:
         part = pending.pop()
         if id(part) not in seen:
-            seen[id(part)] = part  # And keeps it: another one may get its number.
+            seen[id(part)] = part  # Kept alive, so that no other object gets its id.
             yield part
             pending.extend(_inside(part))
 
 
 def is_fixed(value: Any) -> bool:
-    """Whether nothing that a value holds can be changed in place, as far as we know."""
+    """Whether nothing that a value holds can be changed in place, as far as known."""
     return all(map(_is_fixed, held_by(value)))
 
 
@@ -95,7 +96,7 @@ def _is_fixed(part: Any) -> bool:
 
 
 def _is_plumbing(part: Any) -> bool:
-    """Structures, layouts, marks, wrapped functions: nobody changes them."""
+    """Structures, layouts, markers, wrapped functions: nobody changes them."""
     kind = cast("type[Any]", type(part))
     package = kind.__module__.partition(".")[0]
     is_theirs = package in ("jax", "jaxlib", "equinox")

@@ -1,55 +1,79 @@
-"""What a call does that may not be meant: told once it is planned, before it runs."""
+"""What a call does that may not be meant: said once it is planned, before it runs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+
+import equinox as eqx
 
 from .._lanes._arguments import unmatched
-from .._lanes._axes import Axes
 from .._layers._reset import reset_parameters
-from .._text._places import place
-from .._tree._nodes import Walked
-from ._excludes import Excludes
-from ._finish import Placed
+from .._text._places import Path, place
+from .._tree._nodes import Tree
+from .._tree._paths import same_structure
 from ._kept import kept_parameters
 from ._kind import ArraySpec
 from ._planner import Plan
-from ._request import Request
+from ._results import Results
+from ._select import Calls
 
 
-def doubts(
-    plan: Plan,
-    placed: Sequence[Placed],
-    axes: Axes,
-    walked: Walked,
-    called: Collection[int],
-    excludes: Excludes | None,
-    request: Request,
-) -> Iterator[str]:
-    """What to warn of; `called` are the indices of the nodes that are called."""
-    if excludes is not None:
-        yield from _unmatched(excludes, request)
+def doubts(plan: Plan, results: Results, calls: Calls) -> Iterator[str]:
+    """What to warn about, as far as the plan shows it."""
+    request = calls.request
+    if calls.excludes is not None:
+        yield from _unmatched(calls)
     if request.fn_name is reset_parameters:
-        yield from kept_parameters(plan, placed, axes, walked, called)
+        yield from kept_parameters(plan, calls)
     if isinstance(request.fn_name, str) and request.where is None:
-        yield from _lanes_of_lanes(plan, placed, request)
+        yield from _lanes_of_lanes(plan, calls)
+    if not plan.visits:
+        yield (
+            f"`{request.label}` wrote nothing at all: it was called on no node, since "
+            "each is excluded or has no such method. `chorax.explain` says which."
+        )
+    elif (
+        not results.paths and not request.has_aux and not _is_restructured(plan, calls)
+    ):
+        yield (
+            f"`{request.label}` wrote nothing at all: no called node returned a "
+            "changed leaf. Methods must return the updated node, as "
+            "`chorax.replace(self, ...)`."
+        )
 
 
-def _unmatched(excludes: Excludes, request: Request) -> Iterator[str]:
-    """Where no written leaf matches `state_to_exclude`."""
-    entries = request.bare_filters["state_to_exclude"]
-    if entries and excludes.answers and not any(excludes.answers.values()):
-        what, tags = "written leaf", excludes.tags_asked()
+def shared_objects(tree: Tree, written: Sequence[Path]) -> Iterator[str]:
+    """What to say where the same object stands at two paths and was written."""
+    told: set[Path] = set()
+    above: set[Path] | None = None
+    for one, other in _pairs(tree):
+        if above is None:
+            above = {path[:i] for path in written for i in range(len(path) + 1)}
+        if one not in told and (one in above or other in above):
+            told.add(one)
+            yield (
+                f"The same object stands at {place(one)} and at {place(other)}, and "
+                "was written. PyTrees have no sharing: from here on the two part ways. "
+                "To keep them tied, use `eqx.nn.Shared`."
+            )
+
+
+def _unmatched(calls: Calls) -> Iterator[str]:
+    """What to say where no written leaf matches `state_to_exclude`."""
+    assert calls.excludes is not None
+    entries = calls.request.bare_filters["state_to_exclude"]
+    answers = calls.excludes.answers
+    if entries and answers and not any(answers.values()):
+        what, tags = "written leaf", calls.excludes.tags_asked()
         yield unmatched("state_to_exclude", entries, what, tags, ["arrays"])
 
 
-def _lanes_of_lanes(
-    plan: Plan, placed: Sequence[Placed], request: Request
-) -> Iterator[str]:
-    """Where all that is written seems to have had lanes, of which nothing was said."""
-    size = request.size
+def _lanes_of_lanes(plan: Plan, calls: Calls) -> Iterator[str]:
+    """What to say where all that is written seems to have had lanes before, and no
+    `in_axes` was given."""
+    request, size = calls.request, calls.request.size
     if size is None or request.in_axes is not None:
         return
-    rows: list[tuple[Placed, tuple[int, ...]]] = []
-    for leaf in placed:
+    found: list[tuple[Path, tuple[int, ...]]] = []
+    for leaf in plan.leaves:
         if not leaf.written or leaf.original is None:
             continue
         old, new = plan.specs[leaf.original], plan.specs[leaf.name]
@@ -59,14 +83,44 @@ def _lanes_of_lanes(
         is_alike = isinstance(new, ArraySpec) and new.struct.shape == shape
         if not is_alike or not leaf.has_lanes or shape[:1] != (size,):
             return
-        rows.append((leaf, shape))
-    if rows:
-        leaf, shape = rows[0]
+        found.append((leaf.path, shape))
+    if found:
+        path, shape = found[0]
         yield (
             f"`{request.label}` was called without `in_axes`, and gave {size} lanes to "
-            f"what seems to have them already: {place(leaf.path)} was of shape {shape} "
+            f"what seems to have them already: {place(path)} was of shape {shape} "
             f"and is of shape {(size, *shape)}, and so with all that is written. Pass "
             "`in_axes`, the `StateDelta` of the call that made these lanes, so that "
             "each lane gets its own; or `in_axes` that maps nothing, "
             "`lambda leaf: None`, if the axis is another."
         )
+
+
+def _is_restructured(plan: Plan, calls: Calls) -> bool:
+    return not same_structure(plan.structure, calls.tree.structure)
+
+
+def _pairs(tree: Tree) -> Iterator[tuple[Path, Path]]:
+    """Pairs of paths of one object, the first and each further one: modules, and arrays
+    outside of those modules."""
+    items = (*tree.modules, *tree.leaves)
+    if len(set(map(id, items))) == len(items):
+        return
+    arrays = [
+        (path, leaf)
+        for path, leaf in zip(tree.leaf_paths, tree.leaves, strict=True)
+        if eqx.is_array(leaf)
+    ]
+    # Parents come first, so what is inside of a pair is met after it.
+    first: dict[int, Path] = {}
+    firsts: dict[Path, Path] = {}
+    modules = zip(tree.survey.module_paths, tree.modules, strict=True)
+    for path, item in (*modules, *arrays):
+        other = first.setdefault(id(item), path)
+        if other is path:
+            continue
+        around = (path[:i] for i in range(len(path)))
+        inside = [firsts[each] for each in around if each in firsts]
+        if not any(other[: len(each)] == each for each in inside):
+            firsts[path] = other
+            yield other, path

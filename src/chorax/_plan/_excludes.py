@@ -9,9 +9,9 @@ from ..filters import is_pure, Predicate
 
 
 class Excludes:
-    """Asks a filter about written arrays, and notes what it answers.
+    """Asks a filter about written arrays, and records its answers.
 
-    A leaf has the tags that an earlier call's delta gave it, and those of this call.
+    A leaf has the tags that an earlier call's delta gave it, and the tag of this call.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Excludes:
 
     @property
     def token(self) -> Hashable:
-        """What is equal where the answers are; `None` where it has to be asked."""
+        """What is equal where the answers are; `None` if the filter has to be asked."""
         if not is_pure(self._keeps):
             return None
         return self._keeps, frozenset(self._tags.items()), self._own
@@ -32,19 +32,19 @@ class Excludes:
     def __call__(
         self, rows: Iterable[tuple[Path, jax.ShapeDtypeStruct]]
     ) -> tuple[bool, ...]:
-        """The answer for each array, of which the filter sees what a trace shows."""
+        """The answer for each array, which the filter sees as it would in a trace."""
         rows = tuple(rows)
         answers = self._ask(rows)
         self.answers.update(zip(rows, answers, strict=True))
         return answers
 
     def say(self, answers: Mapping[tuple[Path, jax.ShapeDtypeStruct], bool]) -> bool:
-        """Whether the filter gives these answers, as it did in an earlier call."""
+        """Whether the filter still gives the answers that it gave in another call."""
         is_known = self.token is not None
         return is_known or self._ask(tuple(answers)) == tuple(answers.values())
 
     def tags_asked(self) -> frozenset[str]:
-        """The tags of the arrays that it was asked about."""
+        """The tags of the arrays that the filter was asked about."""
         asked = (self._tags.get(path, frozenset()) for path, _ in self.answers)
         return self._own.union(*asked)
 

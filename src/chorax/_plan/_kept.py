@@ -1,73 +1,63 @@
-"""Parameters that `reset_parameters` leaves as they were, for want of a rule."""
+"""Parameters that `reset_parameters` leaves as they were, having no rule for them."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from .._lanes._axes import Axes
 from .._layers._reset import reset_parameters
 from .._text._places import Path, place
 from .._text._table import in_bytes, size_of
-from .._tree._nodes import Walked
-from ._finish import Placed
 from ._kind import ArraySpec
 from ._planner import Plan
+from ._select import Calls
 
 
 # So many paths and classes are named.
 _NAMED = 3
 
 
-def has_rule(function: Any, node: Any) -> bool:
-    """Whether a function does more for a node than by default, if it goes by class as
-    `functools.singledispatch` makes it."""
+def has_rule(function: Any, cls: type) -> bool:
+    """Whether a function has a rule for a class; `True` for a function that does not go
+    by class, as those of `functools.singledispatch` do."""
     dispatch = getattr(function, "dispatch", None)
     registry = getattr(function, "registry", None)
     if not callable(dispatch) or not isinstance(registry, Mapping):
         return True
-    default = cast("Mapping[Any, Any]", registry).get(object)
-    return dispatch(type(node)) is not default
+    return dispatch(cls) is not cast("Mapping[Any, Any]", registry).get(object)
 
 
 def kept_arrays(
-    plan: Plan, placed: Sequence[Placed], axes: Axes, walked: Walked
+    plan: Plan, calls: Calls
 ) -> Mapping[Path, list[tuple[Path, jax.ShapeDtypeStruct]]]:
-    """The inexact arrays that no call writes and no lane has for itself, by the path of
-    the module that they are directly in; the root's for those in none."""
-    modules = set(walked.survey.module_paths)
+    """The inexact arrays that no call writes and that all lanes share, by the path of
+    the module that they are directly in; those in none are under the root's."""
+    modules = set(calls.tree.survey.module_paths)
     kept: dict[Path, list[tuple[Path, jax.ShapeDtypeStruct]]] = {}
-    for leaf in placed:
+    for leaf in plan.leaves:
         spec = plan.specs[leaf.name]
         if leaf.written or leaf.original is None or not isinstance(spec, ArraySpec):
             continue
         is_inexact = jnp.issubdtype(spec.struct.dtype, jnp.inexact)
-        if is_inexact and axes[leaf.original] is None:
+        if is_inexact and calls.axes[leaf.original] is None:
             around = (leaf.path[:i] for i in range(len(leaf.path), 0, -1))
             owner = next((path for path in around if path in modules), ())
             kept.setdefault(owner, []).append((leaf.path, spec.struct))
     return kept
 
 
-def kept_parameters(
-    plan: Plan,
-    placed: Sequence[Placed],
-    axes: Axes,
-    walked: Walked,
-    called: Collection[int],
-) -> Iterator[str]:
+def kept_parameters(plan: Plan, calls: Calls) -> Iterator[str]:
     """What to say where arrays that look like parameters are still the target's own:
     directly in called nodes without a rule."""
-    kept = kept_arrays(plan, placed, axes, walked)
+    kept = kept_arrays(plan, calls)
+    called = {visit.node.path for visit in plan.visits}.intersection(kept)
     found: dict[Path, str] = {}
     size = 0
-    for index, node in enumerate(walked.nodes):
-        if node.path not in kept or index not in called:
-            continue
-        if not has_rule(reset_parameters, node.module):
+    for node in calls.tree.nodes:
+        if node.path in called and not has_rule(reset_parameters, node.cls):
             for path, struct in kept[node.path]:
-                found[path] = type(node.module).__name__
+                found[path] = node.cls.__name__
                 size += size_of(struct) or 0
     if found:
         yield _message(found, size)

@@ -1,9 +1,8 @@
-"""Kinds: nodes that a method can't tell apart by anything but their arrays' values.
+"""Kinds: nodes that differ in nothing but the values of their arrays.
 
-A kind is traced once, at the level of one lane, and what comes of it says all that the
-rest needs to know: the computation, which inputs it reads, and for each leaf of the
-returned node whether it is a leaf that was there before (the very object), a new array
-or a constant.
+A kind is traced once, for one lane, and the trace says everything that the rest needs
+to know: the computation, which inputs it reads, and for each leaf of the returned node
+whether it is a leaf that was there before (the same object), a new array or a constant.
 """
 
 import dataclasses
@@ -35,15 +34,15 @@ class Lanes:
 
     @property
     def is_apart(self) -> bool:
-        """Whether every device runs a program of its own lanes, which never meet
-        others. Where they have a named axis they may, and the compiler spreads one
-        program for all, as it does where `is_one`."""
+        """Whether each device runs a program for its own lanes, which never meet those
+        of others. Over a named axis they may meet: then the compiler spreads one
+        program over all devices, as it does where `is_one`."""
         is_named = self.axis_name is not None or self.spmd_axis_name is not None
         is_spread = self.sharding is not None and bool(self.sharding.names)
         return is_spread and not is_named and not self.is_one
 
     def on_device(self) -> "Lanes":
-        """The lanes that one program runs."""
+        """The lanes that a program sees."""
         size = self.size
         if self.is_apart and self.sharding is not None:
             size //= self.sharding.parts
@@ -52,11 +51,11 @@ class Lanes:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """An array as one lane sees it, and whether lanes have one each.
+    """An array as one lane sees it, and whether it has a lane axis.
 
-    `host` is the type of a NumPy scalar, and the dtype of a NumPy array that JAX would
-    change: what the leaf is for as long as nobody writes it. `place` is where it is, if
-    its user has said so: arrays that are in other places do not run together.
+    `host` is the type of a NumPy scalar, or the dtype of a NumPy array that JAX would
+    change: what the leaf is as long as nobody writes it. `place` is where it is, if its
+    user has said so: arrays in different places are not stacked.
     """
 
     struct: jax.ShapeDtypeStruct
@@ -71,7 +70,7 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StaticSpec:
-    """A leaf that is no array: part of the program, not of its input."""
+    """A non-array leaf: part of the program, not of its input."""
 
     value: Any
 
@@ -84,7 +83,7 @@ Spec: TypeAlias = ArraySpec | StaticSpec
 
 
 def spec_of(leaf: Any, axis: int | None) -> Spec:
-    """What a trace has to know of a leaf."""
+    """What a trace has to know about a leaf."""
     if not eqx.is_array(leaf):
         return StaticSpec(leaf)
     if is_foreign(leaf):
@@ -104,7 +103,7 @@ def spec_of(leaf: Any, axis: int | None) -> Spec:
 
 
 def place_of(leaf: Any) -> Hashable:
-    """The device or the layout of an array, `None` where JAX may choose. While tracing
+    """The device or layout of an array; `None` where JAX may choose. While tracing,
     only an explicit layout is known, which is a part of the type."""
     if not isinstance(leaf, jax.Array):
         return None
@@ -126,9 +125,9 @@ def place_of(leaf: Any) -> Hashable:
 class Call:
     """What all nodes of a collective call share.
 
-    `name` is the method's name, or `None` where a function is applied to the nodes; the
-    function is then the first of `arguments`, a structure of `(function, args,
-    kwargs)`. `key` is the key of one lane.
+    `name` is the method's name, or `None` where a function is applied to the nodes.
+    `arguments` is the structure of `(function, args, kwargs)`, and `key` is the key of
+    one lane.
     """
 
     label: str
@@ -138,15 +137,15 @@ class Call:
     key: jax.ShapeDtypeStruct | None
     has_aux: bool
     lanes: Lanes | None
-    # Whether extra leading axes are a stack of modules to the function, as they are to
-    # `reset_parameters`.
+    # Whether the function takes extra leading axes for a stack of modules, as
+    # `reset_parameters` does.
     admits_stacks: bool = False
-    # What else decides what a trace comes to, such as the rules of a dispatcher.
+    # What else a trace depends on, such as the rules of a dispatcher.
     extra: Hashable = None
 
     @property
     def token(self) -> Hashable:
-        # The number of lanes is seen by a method only through a named axis.
+        # A method sees the number of lanes only through a named axis.
         named = None
         if self.lanes is not None and self.lanes.axis_name is not None:
             named = (self.lanes.axis_name, self.lanes.size)
@@ -168,7 +167,7 @@ class Kind:
     """A node without the values of its arrays, and the method called on it.
 
     `levels` are the ensembles around it, the outermost first. The specs are what one
-    lane of the collective call sees, with the lanes of those ensembles.
+    lane of the collective call sees, the lane axes of those ensembles included.
     """
 
     structure: jtu.PyTreeDef
@@ -193,7 +192,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A leaf of the result that is the node's leaf at this index, the very object."""
+    """A leaf of the result that is the node's leaf at this index, the same object."""
 
     index: int
 
@@ -207,7 +206,7 @@ class New:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant:
-    """A leaf of the result that is no array."""
+    """A non-array leaf of the result."""
 
     value: Any
 
@@ -220,7 +219,7 @@ class Outcome:
     """Where every leaf of a returned node, and of its `aux`, comes from.
 
     `is_fixed` is whether nothing that the call wrote can be changed in place. `levels`
-    are, for each leaf, its lane axes in the ensembles around the node.
+    has, for each leaf, its lane axes in the ensembles around the node.
     """
 
     structure: jtu.PyTreeDef
@@ -232,7 +231,7 @@ class Outcome:
 
 
 def innermost(spec: Spec, axes: Sequence[int | None]) -> Spec:
-    """What one lane of all ensembles around sees of a leaf, given its lane axes."""
+    """What one lane of all surrounding ensembles sees of a leaf with these axes."""
     if not isinstance(spec, ArraySpec):
         return spec
     shape = list(spec.struct.shape)

@@ -33,7 +33,7 @@ from ._kind import (
 def call_once(
     kind: Kind, call: Call, inputs: Sequence[Any], path: Path
 ) -> tuple[list[Any], Outcome]:
-    """Calls the method; returns new arrays and outcome.
+    """Calls the method; returns the new arrays and the outcome.
 
     `inputs` are the arrays of the node, those of the arguments, and the key if the
     method gets one.
@@ -86,7 +86,7 @@ def call_once(
 
     origins = tuple(origin(i, leaf) for i, leaf in enumerate(out))
     if kind.levels:
-        places.clear()  # All of `aux` has the lanes of the ensembles in front.
+        places.clear()  # In `aux` the lanes of ensembles are always in front.
     aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
     constants = [x.value for x in (*origins, *aux_origins) if isinstance(x, Constant)]
     old = set(map(id, statics(node)))
@@ -120,9 +120,9 @@ def _is_pair(x: Any) -> TypeGuard[tuple[Any, Any]]:
 
 
 def _check_constants(made: tuple[Any, Any], inputs: Sequence[Any], where: str) -> None:
-    """Raises where what is no array holds a traced one, which ends with the trace."""
+    """Raises where a non-array holds a traced array, which ends with the trace."""
     # What tells the arrays of this trace from those of a transformation around the call
-    # has no public name. Should it be gone, all of them are taken for this one's.
+    # has no public name. Should it go, all of them are taken for this trace's own.
     probes = (*inputs, jnp.zeros(()))
     own = {id(getattr(x, "_trace", None)) for x in probes}
 

@@ -1,4 +1,4 @@
-"""Ensembles inside a model: the lanes around a node that its calls are mapped over."""
+"""Ensembles inside a model: the further lanes that calls on their nodes run over."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +30,12 @@ from ._kind import (
 from ._lane import call_once
 
 
-# An ensemble: its path and its place, and the lane axes of its leaves by their paths.
+# An ensemble: its path, its place, and the lane axes of its leaves by path.
 _Row: TypeAlias = tuple[Path, Slot, Mapping[Path, int]]
 
 
 def check_counts(draft: Slot, nodes: Sequence[Node], specs: Sequence[Spec]) -> None:
-    """Raises for an ensemble around nodes whose leaves disagree on its lanes."""
+    """Raises for an ensemble whose leaves disagree on its number of lanes."""
     around = [node.ensembles for node in nodes]
     for paths in dict.fromkeys(p[: i + 1] for p in around for i in range(len(p))):
         rows = _rows(draft, paths)
@@ -52,8 +52,8 @@ def check_counts(draft: Slot, nodes: Sequence[Node], specs: Sequence[Spec]) -> N
 def levels_of(
     draft: Slot, node: Node, structure: jtu.PyTreeDef, specs: Sequence[Spec]
 ) -> tuple[Level, ...]:
-    """The lanes around a node of this structure, those of the outermost first; `specs`
-    are of all values."""
+    """The lanes of the ensembles around a node of this structure, the outermost first;
+    `specs` are those of all values."""
     if not node.ensembles:
         return ()
     below = leaf_paths(structure)
@@ -77,8 +77,8 @@ def _rows(draft: Slot, paths: Sequence[Path]) -> list[_Row]:
 
 
 def _counts(rows: Sequence[_Row], specs: Sequence[Spec]) -> Iterator[tuple[Path, int]]:
-    """The paths of the leaves of the last of some ensembles, and how many lanes each
-    has there, as one lane of the others sees it."""
+    """For each leaf of the last of some nested ensembles its path and the length of its
+    lane axis, as one lane of the others sees it."""
     for path, slot, known in rows[-1:]:
         for leaf, axis in known.items():
             found, is_there = slot.find(("model", *leaf))
@@ -92,7 +92,7 @@ def _counts(rows: Sequence[_Row], specs: Sequence[Spec]) -> Iterator[tuple[Path,
 
 
 def in_levels(specs: Sequence[Spec], levels: Sequence[Level]) -> list[Spec]:
-    """What one lane of all ensembles around sees of a node's leaves."""
+    """What one lane of all surrounding ensembles sees of a node's leaves."""
     return [
         innermost(spec, [level.axes[index] for level in levels])
         for index, spec in enumerate(specs)
@@ -102,9 +102,9 @@ def in_levels(specs: Sequence[Spec], levels: Sequence[Level]) -> list[Spec]:
 def call_lane(
     kind: Kind, call: Call, inputs: Sequence[Any], path: Path
 ) -> tuple[list[Any], Outcome]:
-    """Calls a node's method in one lane, as `call_once`; inside of ensembles once for
-    all of their lanes, each with a key of its own. New arrays get a lane axis for each
-    ensemble."""
+    """Calls a node's method in one lane, as `call_once`; inside of ensembles under
+    `jax.vmap` over their lanes, each with its own key. New arrays get a lane axis for
+    each ensemble."""
     if not kind.levels:
         return call_once(kind, call, inputs, path)
     is_array = [isinstance(spec, ArraySpec) for spec in kind.specs]
@@ -136,7 +136,7 @@ def call_lane(
 def _levels_after(
     kind: Kind, outcome: Outcome, news: Sequence[Any]
 ) -> tuple[tuple[int | None, ...], ...]:
-    """For each leaf its lane axes; a new array has them where the old one had them."""
+    """The lane axes of each leaf; a new array has them where the old one had them."""
     old = dict(zip(leaf_paths(kind.structure), range(len(kind.specs)), strict=True))
 
     def of(index: int) -> tuple[int | None, ...]:
@@ -180,7 +180,7 @@ def _over_level(
 
 
 def note_lanes(draft: Slot, node: Node, outcome: Outcome) -> None:
-    """Tells the ensembles around a node which lane axes its leaves have by now."""
+    """Updates the ensembles around a node: which lane axes its leaves have by now."""
     if not node.ensembles or not outcome.levels:
         return
     below = leaf_paths(outcome.structure)
@@ -191,7 +191,7 @@ def note_lanes(draft: Slot, node: Node, outcome: Outcome) -> None:
             for rest, axes in zip(below, outcome.levels, strict=True)
         }
         old: frozenset[tuple[Path, int]] = slot.value.mapped
-        # Where there is no leaf for the moment, what was known of it stays.
+        # Where there is no leaf for the moment, its axis is kept.
         new = {row for row in old if row[0] not in rows}
         for leaf, axes in rows.items():
             axis = axes[level]

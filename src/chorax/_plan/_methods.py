@@ -1,4 +1,4 @@
-"""What is called on a node, and what it asks for."""
+"""The methods of nodes: how they are found, and whether they get a key."""
 
 import dataclasses
 import functools
@@ -27,9 +27,8 @@ _AMONG = (
 class Signature:
     """The part of a function's signature that decides how it is called.
 
-    `key_position` is where a positional argument would be the key, `None` if it is a
-    keyword only. `hides_key` says why a function that may well want a key can't be
-    passed one, and what to do about it.
+    `key_position` is the position of the key, `None` if it is keyword-only. `hides_key`
+    says why a function that may want a key can't be passed one, and the cure.
     """
 
     level: int | None
@@ -41,10 +40,10 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Method:
-    """A node's method: the function that defines it, and whether it gets a key.
+    """A node's method, its level, and whether it gets a key.
 
-    `definition` is what the class holds under the name, so that a class whose method
-    was exchanged is another kind.
+    `definition` is what the class holds under the name, so that nodes are of another
+    kind once the class has another method.
     """
 
     definition: Any
@@ -76,13 +75,13 @@ def find_method(
             f"{named(value)}. Give the name of a method, or exclude the node."
         )
     if name not in vars(node) and _binds_itself(definition):
-        # What binds a wrapped method to its node may hide signature and mark.
+        # The bound object may hide the signature and the mark of what it wraps.
         return definition, read_signature(definition, bound=False)
     return definition, read_signature(value, bound=True)
 
 
 def definition_token(cls: type, name: str) -> Hashable:
-    """What tells whether the nodes of a class still have the same method; `TypeError`
+    """What is equal as long as the nodes of a class have the same method; `TypeError`
     where each node has to be asked."""
     definition = _definition(cls, name)
     is_function = isinstance(definition, FunctionType)
@@ -142,7 +141,7 @@ def read_signature(function: Callable[..., Any], bound: bool) -> Signature:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return Signature(level)  # Some built-ins have none.
+        return Signature(level)  # Some built-ins have no signature.
     key = parameters.get("key")
     if key is None or key.kind in (key.VAR_POSITIONAL, key.VAR_KEYWORD):
         rest = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]

@@ -1,4 +1,4 @@
-"""The order of calls, as a mark on a class's function."""
+"""The order of calls: a mark on a method."""
 
 import functools
 from collections.abc import Callable
@@ -32,8 +32,8 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
     A decorator for methods.
 
-    **Raises:** `TypeError` if `level` is no integer, or if what it decorates is no
-    function; `ValueError` if `level` is out of range.
+    **Raises:** `TypeError` if `level` is not an integer, or if what it decorates is not
+    a function; `ValueError` if `level` is out of range.
 
     ```python
     >>> import equinox as eqx
@@ -53,8 +53,7 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
         )
 
     def mark(function: Any) -> Any:
-        # What `eqx.filter_jit` and its like return is frozen: mark a plain function
-        # around it.
+        # What `eqx.filter_jit` returns is frozen: mark a plain function around it.
         is_frozen = isinstance(function, eqx.Module)
         marked = _plain_function(function) if is_frozen else function
         try:
@@ -81,7 +80,8 @@ def _plain_function(wrapped: Any) -> Any:
 
 
 def level_of(function: Any) -> int | None:
-    """The level a function was marked with, seen through wrappers; `None` without."""
+    """The level that a function was marked with, seen through wrappers; `None` if it
+    has no mark."""
     while function is not None:
         level = getattr(function, "call_order", None)
         if isinstance(level, int):

@@ -1,4 +1,4 @@
-"""Mapping a computation of one lane over many."""
+"""Mapping a computation of one lane over all lanes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

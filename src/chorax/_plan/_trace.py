@@ -1,4 +1,4 @@
-"""Tracing a kind: what its method does, found by running its Python once."""
+"""Tracing a kind: its method's Python runs once, for one node in one lane."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.extend.core as jec
 
-# `dce_jaxpr` has no public counterpart. It tells which inputs a computation reads; if
-# it moves, every input can be taken as read, at the cost of stacking leaves in vain.
+# `dce_jaxpr` has no public counterpart. It finds which inputs a computation reads; if
+# it moves, every input can be taken as read, and more leaves are stacked.
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from .._text._places import Path
@@ -21,11 +21,10 @@ from ._over_lanes import over_lanes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
-    """What a kind's method does, found by running its Python once.
+    """What a kind's method does.
 
-    `reads` are the indices of the inputs that the computation reads, `outputs` its new
-    arrays as one lane sees them. `in_lanes` is whether lanes have one each of the
-    inputs that it reads.
+    `reads` are the indices of the inputs that the computation reads, and `in_lanes` is
+    whether those have a lane axis. `outputs` are its new arrays as one lane sees them.
     """
 
     computation: Computation
@@ -61,7 +60,7 @@ class Trace:
 def trace_kind(kind: Kind, call: Call, path: Path) -> Trace:
     """The trace of a kind, remembered from an earlier call if there was one."""
     inputs = _inputs(kind, call)
-    # A lane does not see whether there are others, nor where it is.
+    # A lane does not see whether there are others, nor where arrays are.
     specs = [
         dataclasses.replace(spec, has_lanes=False, place=None)
         if isinstance(spec, ArraySpec)
@@ -123,17 +122,34 @@ def _trace(kind: Kind, call: Call, path: Path) -> Trace:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainRun:
-    """What a call came to without `jit`: as a `Trace` tells it, and the new arrays
-    themselves."""
+    """What a method did without `jit`: what a `Trace` says, and the new `arrays`.
+
+    `mapped` is whether each output can differ from lane to lane.
+    """
 
     outcome: Outcome
     outputs: tuple[jax.ShapeDtypeStruct, ...]
-    varies: tuple[bool, ...]
+    mapped: tuple[bool, ...]
     arrays: tuple[jax.Array, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Nothing: it has run."""
+        return ()
+
+    @property
+    def lasts(self) -> bool:
+        """No later call may use it."""
+        return False
+
+    def varies(self, lanes: Lanes) -> tuple[bool, ...]:
+        """For each output, whether it can differ from lane to lane."""
+        del lanes
+        return self.mapped
 
 
 class LaneFlags:
-    """Watches arrays pass inside `jax.vmap`, and notes which of them are mapped."""
+    """Records which of the arrays that pass inside `jax.vmap` are mapped."""
 
     def __init__(self) -> None:
         self.seen: tuple[bool, ...] = ()

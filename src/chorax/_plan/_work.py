@@ -1,4 +1,4 @@
-"""How much a trace computes: what decides how it is compiled, and whether nodes are
+"""How much a trace computes, which decides how it is compiled, and whether nodes are
 stacked for it inside of a `jit`."""
 
 import math
@@ -8,14 +8,14 @@ from typing import Any, cast
 import jax.extend.core as jec
 
 
-# So many elements, of all that a program computes on its way, are little.
+# A program that computes at most so many elements in all counts as little work.
 LITTLE = 1 << 24
-# So few equations are as soon compiled for each node as for all of them at once.
+# At most so many equations compile as fast for each node as for all at once.
 _FEW = 32
-# Nobody knows how often a `while` goes round.
+# The number of rounds that a `while` is taken to run; nobody knows it.
 _ROUNDS = 64
 
-# What XLA compiles by a kernel or more of its own, besides what has a trace inside.
+# What XLA compiles into one or more kernels of its own.
 _COSTLY = re.compile(
     "random|threefry|dot|conv_|fft|sort|cum|reduce_window|gather|scatter|triangular|"
     "cholesky|lu|qr|householder|eig|svd|schur|hessenberg|tridiagonal|callback|"
@@ -24,7 +24,7 @@ _COSTLY = re.compile(
 
 
 def is_simple(closed: Any) -> bool:
-    """Whether a trace is element by element, a few lines of a compiled program."""
+    """Whether a trace works element by element in a few equations."""
     jaxpr = getattr(closed, "jaxpr", closed)
     return len(jaxpr.eqns) <= _FEW and all(
         not _COSTLY.match(each.primitive.name)
@@ -34,7 +34,7 @@ def is_simple(closed: Any) -> bool:
 
 
 def work_of(closed: Any) -> int:
-    """How many elements a trace computes, those of matrix products for each summand."""
+    """How many elements a trace computes; a matrix product counts each summand."""
     jaxpr = getattr(closed, "jaxpr", closed)
     total = 0
     for each in jaxpr.eqns:

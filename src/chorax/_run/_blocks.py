@@ -1,20 +1,20 @@
 """Which nodes run stacked: the steps of a plan as blocks.
 
-A block is those nodes of a step that run as one: all of them, stacked, or a single one.
-To stack copies what nodes read and what comes of it. What it saves, outside of a `jit`,
-is a call of a program per node, some 20 µs; inside of one, that the program grows with
-the nodes, by tenths of a second of compilation each. So nodes run one by one where
-their copies cost more than that.
+A block holds the nodes of a step that run as one: all of them, stacked, or a single
+one. Stacking copies what nodes read and what they write. Outside of a `jit` it saves
+one call of a program per node, 20 µs; inside of one it keeps the program from growing
+with the nodes, by tenths of a second of compilation each. So nodes run one by one where
+the copies cost more than that.
 
-Outside of a `jit` a program runs one block, or several where there are many kinds of
-one node each: 400 of them compile in two thirds of the time, and run in as much.
+Outside of a `jit` a program runs one block, or several where many kinds have one node
+each: 400 such kinds then compile, and run, in two thirds of the time.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,12 @@ from ._compile import Compiled
 from ._layout import Layout, over_nodes
 
 
-# The most bytes per node that are copied to stack nodes.
+# Nodes are stacked if at most so many bytes per node are copied.
 _BYTES = 1 << 20
-# The most arrays that are stacked outside of a `jit`, or go through one program of
-# several kinds: it takes so many and no other number of them, and some 10 ms each to
-# compile.
+# The most arrays that one program outside of a `jit` stacks or takes for several kinds:
+# each costs 10 ms to compile, anew for another number of them.
 _ARRAYS = 48
-# The most kinds of one node that one program runs.
+# The most kinds that one program runs.
 _KINDS = 16
 
 
@@ -45,9 +44,9 @@ _KINDS = 16
 class Block:
     """Nodes of a step that run as one.
 
-    `inputs` are names of values: one that all nodes read, or one for each node, which
-    are stacked; `KEY` stands for the nodes' keys, which begin at `start` among those of
-    all nodes. `outputs` are, by index of output, the names of values that are of use.
+    `inputs` are names of values: one that all nodes read, or one per node, which are
+    stacked; `KEY` stands for the nodes' keys, which begin at `start` among those of all
+    nodes. `outputs` are, by index of the output, the names of values that are used.
     """
 
     step: Step
@@ -58,21 +57,11 @@ class Block:
     start: Any
 
     @functools.cached_property
-    def has_key(self) -> bool:
-        """Whether its nodes read their keys."""
-        return (KEY,) in self.inputs
-
-    @functools.cached_property
     def work(self) -> int:
         """How much it computes."""
         lanes = self.layout.lanes
         width = 1 if lanes is None else lanes.size
         return self.step.trace.computation.work * width * len(self.paths)
-
-    @functools.cached_property
-    def source(self) -> "_Source":
-        """What its program is compiled from."""
-        return _Source(self.step.trace.computation, self.layout, self.has_key)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,27 +78,30 @@ class Group:
     @functools.cached_property
     def program(self) -> Compiled:
         """The compiled function of all keys and, for each block, `start` and inputs."""
-        # It goes with a computation, so that nothing else keeps what is compiled, some
-        # MB, and the arrays that a computation may hold.
-        sources = tuple(block.source for block in self.blocks)
-        return sources[0].computation.remember(_compile, sources)
+        # Kept by a computation, so that nothing else keeps what is compiled, some MB,
+        # and the arrays that a computation may hold.
+        parts = tuple((x.step.trace.computation, x.layout) for x in self.blocks)
+        return parts[0][0].remember(_compile, parts)
 
 
-class _Source(NamedTuple):
-    computation: Computation
-    layout: Layout
-    has_key: bool
+def _compile(parts: tuple[tuple[Computation, Layout], ...]) -> Compiled:
+    def run(keys: Any, *rows: tuple[Any, Sequence[Any]]) -> list[tuple[Any, ...]]:
+        pairs = zip(parts, rows, strict=True)
+        return [_run_block(*part, keys, *row) for part, row in pairs]
 
-    def run(self, keys: Any, start: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        layout, own = self.layout, None
-        axis = int(layout.lanes is not None)
-        if self.has_key:
-            count = layout.nodes or 1
-            own = jax.lax.dynamic_slice_in_dim(keys, start, count, axis)
-            own = own if layout.nodes else jnp.squeeze(own, axis)
-        pairs = zip(inputs, layout.in_lanes, strict=True)
-        arrays = [own if x is None else _stacked(x, has) for x, has in pairs]
-        return over_nodes(self.computation, layout, arrays)
+    return Compiled(run)
+
+
+def _run_block(
+    computation: Computation, layout: Layout, keys: Any, start: Any, inputs: Any
+) -> tuple[Any, ...]:
+    own, axis = None, int(layout.lanes is not None)
+    if layout.has_key:
+        own = jax.lax.dynamic_slice_in_dim(keys, start, layout.nodes or 1, axis)
+        own = own if layout.nodes else jnp.squeeze(own, axis)
+    pairs = zip(inputs, layout.in_lanes, strict=True)
+    arrays = [own if x is None else _stacked(x, has) for x, has in pairs]
+    return over_nodes(computation, layout, arrays)
 
 
 def _stacked(x: Any, has_lanes: bool) -> Any:
@@ -118,21 +110,17 @@ def _stacked(x: Any, has_lanes: bool) -> Any:
     return jnp.stack(cast("tuple[Any, ...]", x), int(has_lanes))
 
 
-def _compile(sources: tuple[_Source, ...]) -> Compiled:
-    def run(keys: Any, *rows: tuple[Any, Sequence[Any]]) -> list[tuple[Any, ...]]:
-        pairs = zip(sources, rows, strict=True)
-        return [source.run(keys, *row) for source, row in pairs]
-
-    return Compiled(run)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Blocks:
-    """The steps as they run; the keys of nodes are made from the `table`."""
+    """The steps as they run; `table` is what the keys of nodes are made from.
+
+    `program` is what many devices run; it is `None` on one device.
+    """
 
     groups: tuple[Group, ...]
     table: Any
     in_jit: bool
+    program: Callable[..., Any] | None = None
 
     @functools.cached_property
     def takes_options(self) -> bool:
@@ -142,13 +130,13 @@ class Blocks:
 
     @functools.cached_property
     def most_rows(self) -> int:
-        """How many rows are taken out of a stack at most."""
+        """The most rows that are taken out of a stack."""
         blocks = [block for group in self.groups for block in group.blocks]
         return max((block.layout.nodes or 0 for block in blocks), default=0)
 
     @functools.cached_property
     def padded(self) -> Any:
-        """The table for a rounded number of nodes: calls on others share a program."""
+        """The table for a rounded number of nodes, so that calls share a program."""
         spare = (1 << (len(self.table) - 1).bit_length()) - len(self.table)
         return np.pad(self.table, ((0, spare), (0, 0)))
 
@@ -157,7 +145,8 @@ def make_blocks(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> 
     """Decides for each step how it runs; `stacks` is whether keys may be stacked."""
     groups: list[list[Block]] = []
     keyed: list[Path] = []
-    read = {*plan.names, *(name for each in plan.aux for name in each.names)}
+    read = {*(leaf.name for leaf in plan.leaves)}
+    read.update(name for _, names in plan.aux.values() for name in names)
     read.update(name for step in plan.steps for row in step.inputs for name in row)
     for step in plan.steps:
         count = len(step.paths)
@@ -169,7 +158,7 @@ def make_blocks(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> 
         for start in range(0, count, width):
             rows = slice(start, start + width)
             block = _block(step, rows, lanes, read, len(keyed), in_jit)
-            keyed += block.paths if block.has_key else ()
+            keyed += block.paths if block.layout.has_key else ()
             if groups and not in_jit and _go_together(groups[-1], step):
                 groups[-1].append(block)
             else:
@@ -179,8 +168,8 @@ def make_blocks(plan: Plan, lanes: Lanes | None, in_jit: bool, stacks: bool) -> 
 
 
 def _go_together(group: Sequence[Block], step: Step) -> bool:
-    """Whether a program runs another step besides: kinds of one node, of one wave and
-    where the others are, that hold no arrays and have no effects."""
+    """Whether one program runs a further step besides: all steps have one node, are of
+    one wave and in the same places, hold no arrays and have no effects."""
     steps = [*(block.step for block in group), step]
     first = group[0].step
     return (
@@ -194,7 +183,7 @@ def _go_together(group: Sequence[Block], step: Step) -> bool:
 
 
 def _count(step: Step) -> int:
-    """How many arrays go into and out of a step."""
+    """How many arrays a step reads and writes."""
     return len(step.paths) * (len(step.inputs[0]) + len(step.outputs[0]))
 
 
@@ -216,6 +205,7 @@ def _block(
         step.trace.in_lanes,
         tuple(is_stacked and (len(x) > 1 or x == (KEY,)) for x in inputs),
         step.out_lanes,
+        has_key=(KEY,) in inputs,
         halves=in_jit and is_stacked,
     )
     wanted = {i: names for i, names in outputs if not read.isdisjoint(names)}

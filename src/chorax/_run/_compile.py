@@ -1,8 +1,8 @@
 """Compiling with less effort where little is computed.
 
-Outside of a `jit` most of a first call goes into compiling programs that then run for
-some microseconds. On the CPU XLA can be told to try less hard, for a fifth of the time
-and to the same bits; what it makes then may take half as long again to run.
+Outside of a `jit`, most of a first call goes into compiling programs that then run for
+microseconds. On the CPU, XLA can be asked to optimise less: it takes a fifth of the
+time and computes the same bits, and the program may run half as long again.
 """
 
 import functools
@@ -13,8 +13,8 @@ import jax
 import jax.core
 
 
-# What is computed; and what is only copied, where the emitters compile equal copies
-# once.
+# For programs that compute, and for those that only copy, of which the fusion emitters
+# compile equal ones once.
 _COPYING: Mapping[str, Any] = {"xla_backend_optimization_level": 1}
 _COMPUTING: Mapping[str, Any] = {**_COPYING, "xla_cpu_use_fusion_emitters": False}
 
@@ -49,7 +49,7 @@ class Compiled:
 
 @functools.lru_cache(maxsize=1)
 def _knows_options() -> bool:
-    """Whether XLA compiles for the CPU, and knows the options: others are errors."""
+    """Whether XLA compiles for the CPU and knows the options; others are errors."""
     if jax.default_backend() != "cpu":
         return False
     jit: Any = jax.jit
@@ -61,5 +61,5 @@ def _knows_options() -> bool:
 
 
 def is_concrete(values: Iterable[Any]) -> bool:
-    """Whether no tracer is among them: JAX takes options where none goes in."""
+    """Whether there is no tracer among the values: with one JAX refuses options."""
     return not any(isinstance(x, jax.core.Tracer) for x in values)

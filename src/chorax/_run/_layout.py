@@ -1,6 +1,6 @@
-"""How a computation of one lane of one node is mapped over many of both.
+"""How the computation of one node in one lane is mapped over nodes and lanes.
 
-Lanes lie in front, and the nodes of a stack right behind them.
+The lane axis is in front, and the axis of stacked nodes right behind it.
 """
 
 import dataclasses
@@ -16,11 +16,12 @@ from .._plan._over_lanes import over_lanes
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which axes the inputs of a block have, and which lanes its outputs get.
+    """Which axes the inputs and outputs of a block have.
 
-    `nodes` is the number of nodes that are stacked, `None` for a single one, and
-    `halves` whether one half of them runs after the other. An output without lanes is
-    the same in all of them.
+    `nodes` is the number of stacked nodes, `None` for a single one. `has_key` is
+    whether they read their keys, and `halves` whether one half of them runs after the
+    other. An output without a lane axis is the
+    same in all lanes.
     """
 
     lanes: Lanes | None
@@ -28,6 +29,7 @@ class Layout:
     in_lanes: tuple[bool, ...]
     in_nodes: tuple[bool, ...]
     out_lanes: tuple[bool, ...]
+    has_key: bool = False
     halves: bool = False
 
 
@@ -48,10 +50,10 @@ def over_nodes(
         lanes is not None and lanes == Lanes(lanes.size) and all(layout.out_lanes)
     )
     if lanes is not None and is_plain and layout.in_lanes == layout.in_nodes:
-        # XLA compiles random draws over one axis in half the time it takes over two.
+        # XLA compiles random draws over one axis in half the time that two take.
         count = lanes.size * nodes
         pairs = zip(inputs, layout.in_lanes, strict=True)
-        # Not -1, which an empty array leaves open.
+        # Not -1, which is ambiguous for an empty array.
         flat = [x.reshape(count, *x.shape[2:]) if has else x for x, has in pairs]
         outputs = over_lanes(
             lane, Lanes(count), layout.in_lanes, layout.out_lanes, flat
@@ -69,9 +71,9 @@ def _in_halves(
 ) -> tuple[Any, ...]:
     """Maps one half of the nodes after the other, by a loop of two steps.
 
-    What a program does to one node's row of the outputs, XLA would otherwise merge with
-    all of the computation, once for each row; it does not reach into a loop. 400 nodes
-    that draw compile in a third of the time.
+    XLA fuses whatever a program does with one node's row of the outputs with the whole
+    computation, once per row; it does not fuse into a loop. 400 nodes that draw compile
+    in a third of the time.
     """
     half = (nodes + 1) // 2
 

@@ -16,7 +16,7 @@ from .._tree._keys import LaneKeys, path_table
 def run_plainly(
     call: Call, keys: LaneKeys | None, kind: Kind, inputs: Sequence[Any], path: Path
 ) -> PlainRun:
-    """Calls one node's method, under `jax.vmap` where there are lanes."""
+    """Calls one node's method on values, under `jax.vmap` where there are lanes."""
     lanes = call.lanes
     flags = LaneFlags()
     seen: list[tuple[Outcome, tuple[jax.ShapeDtypeStruct, ...]]] = []
@@ -26,7 +26,7 @@ def run_plainly(
         structs = tuple(map(_struct, news))
         seen.append((outcome, structs))
         if lanes is not None:
-            # Watched on the side: what watches can't be differentiated in reverse.
+            # On a side branch: the watching function has no reverse-mode derivative.
             flags.watch([jax.lax.stop_gradient(x) for x in news])
         return tuple(news)
 
@@ -53,14 +53,14 @@ def run_plainly(
 
 
 def _struct(x: Any) -> jax.ShapeDtypeStruct:
-    # An array of keys has no such attribute.
+    # An array of typed keys has no such attribute.
     weak = bool(getattr(x, "weak_type", False))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
 def _own_objects(inputs: Sequence[Any]) -> list[Any]:
-    """As in a trace: arrays of JAX, so that a method can't write into a NumPy array of
-    the target, and no two the same, since what a method returns goes by identity."""
+    """JAX arrays as in a trace, so that a method can't write into a NumPy array of the
+    target, and no two the same object, since what it returns is told by identity."""
     arrays: list[Any] = []
     known: set[int] = set()
     for x in inputs:

@@ -15,15 +15,15 @@ from ._blocks import Block, Blocks, Group
 from ._compile import Compiled, is_concrete
 
 
-# How many arrays one compiled function takes out of stacks: more are fewer calls, at
-# some 3 ms of compilation each.
+# How many arrays one compiled function takes out of stacks: more arrays are fewer
+# calls, and cost 3 ms of compilation each.
 _ARRAYS_AT_ONCE = 48
-# The most keys that are made where the number of nodes is rounded up.
+# The number of nodes is rounded up for at most so many keys.
 _TO_SPARE = 1 << 12
 
 
 def run_blocks(blocks: Blocks, values: dict[int, Any], keys: LaneKeys | None) -> None:
-    """Runs the blocks; adds the values that they make, by name."""
+    """Runs the blocks; adds what they make to the values, by name."""
     given = values.values() if keys is None else (*values.values(), keys.key)
     cheaply = blocks.takes_options and is_concrete(given)
     own = None if keys is None else _keys_of(blocks, keys, cheaply)
@@ -51,7 +51,7 @@ def _run(group: Group, values: dict[int, Any], own: Any, cheaply: bool) -> list[
         return tuple([values[name] for name in names])
 
     rows = [(x.start, [find(names) for names in x.inputs]) for x in group.blocks]
-    own = own if any(block.has_key for block in group.blocks) else None
+    own = own if any(block.layout.has_key for block in group.blocks) else None
     return group.program(cheaply and group.is_little, own, *rows)
 
 
@@ -62,7 +62,7 @@ def _take(
     hidden: Sequence[Any] | None,
     cheaply: bool,
 ) -> None:
-    """Adds what a block has made to the values, one by one."""
+    """Adds what a block has made to the values, node by node."""
     if block.layout.nodes is None:
         for index, names in block.outputs.items():
             values.update(zip(names, [made[index]], strict=True))
@@ -75,7 +75,7 @@ def _take(
 
 
 def _keys_of(blocks: Blocks, keys: LaneKeys, cheaply: bool) -> Any:
-    """The keys of all nodes that read one."""
+    """The keys of all nodes that read their key."""
     if not len(blocks.table):
         return None
     spare = not blocks.in_jit and len(blocks.padded) * (keys.size or 1) <= _TO_SPARE
@@ -92,7 +92,7 @@ def _rows(
     hidden: Sequence[Any] | None,
     cheaply: bool,
 ) -> Iterator[Sequence[Any]]:
-    """The arrays of one node after the other, out of stacks with these node axes."""
+    """The arrays of one node after the other, taken out of stacks along these axes."""
     if not stacks:
         return
     if hidden is not None:
@@ -100,15 +100,14 @@ def _rows(
         return
     at_once = min(count, max(1, _ARRAYS_AT_ONCE // len(stacks)))
     for done in range(0, count, at_once):
-        # The last ones start earlier, to be as many.
+        # The last slice starts earlier, so that it is as long as the others.
         start = min(done, count - at_once)
         rows = tuple([_offset(i) for i in range(start, start + at_once)])
         yield from _taken(cheaply, stacks, rows, axes)[done - start :]
 
 
-# XLA compiles a copy at an offset that it can work out once for each such offset, some
-# 25 ms each, and those at offsets that it can't once for all: so they are arguments, or
-# come out of a loop.
+# XLA compiles a copy at a known offset once per offset, 25 ms each, and copies at
+# unknown offsets only once: so offsets are arguments, or come out of a loop.
 @functools.lru_cache(maxsize=4096)
 def _offset(row: int) -> jax.Array:
     return cast(Any, jax).device_put(np.int32(row))

@@ -17,48 +17,51 @@ from ._memo import exact_structure, exact_type, static_fields
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A module to be called: where it stands and what it was at the start."""
+    """A module that a call may be made on, as the structure of the target shows it.
+
+    `index` is its index among all modules of the target, and `ensembles` are the paths
+    of the ensembles around it, the outermost first.
+    """
 
     path: Path
-    module: eqx.Module
-    # The paths of the ensembles around it, the outermost first.
-    ensembles: tuple[Path, ...] = ()
+    cls: type[eqx.Module]
+    index: int
+    ensembles: tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """What a target's structure alone says of it.
+    """What the structure of a target shows.
 
-    `nodes` are children before parents, each with its index among all modules and the
-    ensembles around it; `classes` are theirs, and `module_paths` are those of all
-    modules, parents first.
+    `nodes` are children before parents, `classes` are their classes, and `module_paths`
+    are the paths of all modules, parents first.
     """
 
-    nodes: tuple[tuple[Path, int, tuple[Path, ...]], ...]
+    nodes: tuple[Node, ...]
     leaf_paths: tuple[Path, ...]
     module_paths: tuple[Path, ...]
     classes: tuple[type[eqx.Module], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Walked:
+class Tree:
     """A target taken apart: its leaves, and every module, parents first.
 
-    `exact` tells apart structures that JAX takes to be equal; `None` if nothing can,
-    and nothing of it is to be remembered.
+    `exact` tells apart structures that JAX takes to be equal; it is `None` where
+    nothing can, and then nothing about the target may be remembered.
     """
 
+    target: Any
     leaves: tuple[Any, ...]
     modules: tuple[eqx.Module, ...]
     structure: jtu.PyTreeDef
     exact: Hashable
     survey: Survey
 
-    @functools.cached_property
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """The nodes, children before parents."""
-        rows = self.survey.nodes
-        return tuple(Node(path, self.modules[i], around) for path, i, around in rows)
+        return self.survey.nodes
 
     @property
     def leaf_paths(self) -> tuple[Path, ...]:
@@ -70,7 +73,7 @@ class Walked:
         return _draft(self.structure)
 
 
-def walk_nodes(target: Any) -> Walked:
+def walk_nodes(target: Any) -> Tree:
     """Takes a target apart; the walk that everything after it relies on."""
     parts: list[Any] = []
     # It is asked about every container and leaf, and says no each time.
@@ -82,7 +85,7 @@ def walk_nodes(target: Any) -> Walked:
         # Something static can't be hashed.
         modules, exact = _modules(parts), None
         survey = _survey.__wrapped__(structure, None)
-    return Walked(tuple(leaves), modules, structure, exact, survey)
+    return Tree(target, tuple(leaves), modules, structure, exact, survey)
 
 
 def _read_parts(
@@ -152,12 +155,12 @@ def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
             found.append((path, slot.value))
     around = {path for path, m in found if isinstance(m, LaneHolder)}
     nodes = [
-        (path, index, _around(path, around))
+        Node(path, type(module), index, _around(path, around))
         for index, (path, module) in enumerate(found)
         if is_node(module)
     ]
     paths = tuple(path for path, _ in found)
-    classes = dict.fromkeys(type(found[index][1]) for _, index, _ in nodes)
+    classes = dict.fromkeys(node.cls for node in nodes)
     return Survey(_children_first(nodes), tuple(leaf_paths), paths, tuple(classes))
 
 
@@ -198,14 +201,12 @@ def _layers() -> frozenset[type]:
     return frozenset(layers) - {eqx.nn.StateIndex}
 
 
-def _children_first(
-    found: list[tuple[Path, int, tuple[Path, ...]]],
-) -> tuple[tuple[Path, int, tuple[Path, ...]], ...]:
+def _children_first(found: list[Node]) -> tuple[Node, ...]:
     """Turns parents-first into children-first, siblings in the order they had."""
-    nodes: list[tuple[Path, int, tuple[Path, ...]]] = []
-    around: list[tuple[Path, int, tuple[Path, ...]]] = []
+    nodes: list[Node] = []
+    around: list[Node] = []
     for node in found:
-        while around and node[0][: len(around[-1][0])] != around[-1][0]:
+        while around and node.path[: len(around[-1].path)] != around[-1].path:
             nodes.append(around.pop())
         around.append(node)
     return (*nodes, *reversed(around))

@@ -10,11 +10,14 @@ becomes one of JAX. Arrays that JAX does not take, of strings say, have no lanes
 
 from ._ensemble import Ensemble as Ensemble
 from ._groups import Groups as Groups, groups as groups
+from ._lanes._fold import fold as fold
 from ._lanes._leafwise import partition as partition, perturb as perturb
 from ._lanes._picking import shard as shard, take as take, where as where
+from ._lanes._scan import scan as scan
 from ._lanes._stacking import (
     broadcast as broadcast,
     concatenate as concatenate,
     stack as stack,
     unstack as unstack,
 )
+from ._lanes._vmap import vmap as vmap

@@ -64,7 +64,7 @@ def _layout(lane: Any) -> Callable[[Any], Any] | None:
     if is_traced and not in_jit:
         return None
     # What is explicit in a layout is a type; what a compiler lays out is not known.
-    found: Any = lane.aval.sharding if is_traced else lane.sharding
+    found: Any = getattr(lane.aval if is_traced else lane, "sharding", None)
     entry = found.spec[0] if isinstance(found, NamedSharding) and found.spec else None
     if entry is not None:
         return functools.partial(LaneSharding(found.mesh, entry).place, axis=0)
@@ -74,6 +74,8 @@ def _layout(lane: Any) -> Callable[[Any], Any] | None:
 def _tied(lane: Any, x: Any) -> Any:
     column = lane[(slice(None), *[0] * (lane.ndim - 1))]
     column = column.reshape(-1, *[1] * (x.ndim - 1))
+    # A constant would be copied to each of its uses, and the layout to one of them.
+    x = cast(Any, jax.lax).optimization_barrier(x)
     return cast(Any, alike).shard_alike(jnp.broadcast_to(column, x.shape), x)[1]
 
 

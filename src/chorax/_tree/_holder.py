@@ -40,6 +40,10 @@ class LaneHolder(eqx.Module):
     mapped: frozenset[tuple[Path, int]] = eqx.field(static=True, repr=False)
 
 
+class Wrapper(eqx.Module):
+    """What is around a function: not a node, but walked through."""
+
+
 def undo_lanes(
     after: jtu.PyTreeDef, before: jtu.PyTreeDef, undone: Collection[Path]
 ) -> jtu.PyTreeDef:

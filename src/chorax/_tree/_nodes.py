@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 
 from .._text._places import Path
 from ._draft import Ref, Slot
-from ._holder import AxesHolder, LaneHolder
+from ._holder import AxesHolder, LaneHolder, Wrapper
 from ._memo import exact_structure, exact_type, static_fields
 
 
@@ -179,7 +179,7 @@ def is_node(module: eqx.Module) -> bool:
     """Whether a module is called; plumbing, Equinox's and ours, is only walked
     through."""
     kind = type(module)
-    if isinstance(module, AxesHolder | LaneHolder):
+    if isinstance(module, AxesHolder | LaneHolder | Wrapper):
         return False
     return kind.__module__.partition(".")[0] != "equinox" or kind in _layers()
 

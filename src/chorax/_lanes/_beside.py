@@ -59,16 +59,18 @@ def _rule(size: int, batched: Any, lane: Any, results: Any) -> Any:
 
 
 def _layout(lane: Any) -> Callable[[Any], Any] | None:
-    """Lays an array out as this one lies along axis 0; `None` where that is unknown."""
-    is_traced, in_jit = isinstance(lane, jax.core.Tracer), surroundings()[1]
-    if is_traced and not in_jit:
+    """Lays an array out as this one lies along axis 0; `None` where it is not for us to
+    do."""
+    in_jit = surroundings()[1]
+    if isinstance(lane, jax.core.Tracer):
+        # An explicit layout is a type, which JAX goes by; any other is not known yet.
+        aval: Any = lane.aval
+        is_explicit = any(entry is not None for entry in aval.sharding.spec)
+        return functools.partial(_tied, lane) if in_jit and not is_explicit else None
+    found: Any = getattr(lane, "sharding", None)
+    if in_jit or not isinstance(found, NamedSharding) or not found.spec:
         return None
-    # What is explicit in a layout is a type; what a compiler lays out is not known.
-    found: Any = getattr(lane.aval if is_traced else lane, "sharding", None)
-    entry = found.spec[0] if isinstance(found, NamedSharding) and found.spec else None
-    if entry is not None:
-        return functools.partial(LaneSharding(found.mesh, entry).place, axis=0)
-    return functools.partial(_tied, lane) if in_jit else None
+    return functools.partial(LaneSharding(found.mesh, found.spec[0]).place, axis=0)
 
 
 def _tied(lane: Any, x: Any) -> Any:

@@ -258,6 +258,6 @@ def test_a_learning_rate_for_each_member(make, key):
         pairs = zip(jtu.tree_leaves(found), jtu.tree_leaves(model), strict=True)
         for a, b in pairs:
             if eqx.is_array(a):
-                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     moved = trained[0].linear.weight - batched[0].linear.weight
     assert len(set(np.abs(np.asarray(moved)).sum((1, 2)).tolist())) == 4

@@ -17,6 +17,7 @@ FLOORS = [
     ["filters"],
     ["_lanes"],
     ["_deltas", "_annotations", "_layers", "_ensemble"],
+    ["_groups"],
     ["_plan"],
     ["_run"],
     ["_calls"],

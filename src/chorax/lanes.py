@@ -1,4 +1,4 @@
-"""Functions of batched models: lanes put together and taken apart, models run over them.
+"""Functions of batched models: lanes joined and taken apart, models run over them.
 
 Each function but `vmap` takes `axes`: the `StateDelta` of the call that made the
 batched model, or a tree of lane axes in any form that `eqx.filter_vmap` takes as
@@ -11,7 +11,9 @@ JAX does not take, such as strings, can't have lanes.
 """
 
 from ._ensemble import Ensemble as Ensemble
+from ._groups import Groups as Groups, groups as groups
 from ._lanes._fold import fold as fold
+from ._lanes._leafwise import partition as partition, perturb as perturb
 from ._lanes._picking import shard as shard, take as take, where as where
 from ._lanes._scan import scan as scan
 from ._lanes._stacking import (

@@ -1,7 +1,7 @@
 """Marker bases for what knows lane axes: its own, or those of another tree."""
 
 import abc
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -21,6 +21,11 @@ class AxesHolder(eqx.Module):
     @abc.abstractmethod
     def in_axes(self) -> Any:
         """The lane axis of each leaf, as a tree."""
+
+    @property
+    @abc.abstractmethod
+    def path_tags(self) -> Mapping[Path, frozenset[str]]:
+        """The tags of each leaf that has some, by path."""
 
 
 class LaneHolder(eqx.Module):

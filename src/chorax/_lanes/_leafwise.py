@@ -1,5 +1,6 @@
 """The inexact arrays that have lanes: which of them are trained, and noise for each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast, TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -14,6 +15,7 @@ from .._tree._keys import lane_keys, path_table
 from .._tree._paths import leaf_paths, walk
 from ..filters import Filter, Predicate, WithTag
 from ._arguments import check_filter
+from ._arrays import ask
 from ._lane_axes import lane_axes, LaneAxes
 
 
@@ -133,13 +135,16 @@ def _kept(lanes: LaneAxes, axes: Any, keeps: Predicate) -> list[int]:
     for above, part, _ in walk(axes):
         if isinstance(part, AxesHolder):
             tags |= {(*above, *path): own for path, own in part.path_tags.items()}
+
+    def is_kept(path: Path, x: Any) -> bool:
+        own = tags.get(path, frozenset())
+        return eqx.is_inexact_array(x) and keeps(path, x, own)
+
     rows = zip(leaf_paths(lanes.structure), lanes.leaves, lanes.axes, strict=True)
     return [
         index
         for index, (path, x, axis) in enumerate(rows)
-        if axis is not None
-        and eqx.is_inexact_array(x)
-        and keeps(path, x, tags.get(path, frozenset()))
+        if axis is not None and ask(functools.partial(is_kept, path), x)
     ]
 
 

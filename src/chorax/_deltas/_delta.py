@@ -89,7 +89,7 @@ class StateDelta(AxesHolder, Generic[T]):
         return {path: tags for path, _, _, tags in self.leaves() if tags}
 
     @classmethod
-    def from_axes(cls, model: T, axes: Any) -> "StateDelta[T]":
+    def from_axes(cls, model: V, axes: Any) -> "StateDelta[V]":
         """A delta for a batched model that no collective call made.
 
         **Arguments:**

@@ -6,10 +6,12 @@ from typing import Any, cast, Generic, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
+from .._lanes._lane_axes import agreed_count, lane_axes
 from .._text._places import dotted, names_of, Path, place
 from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
 from .._tree._holder import AxesHolder, undo_lanes
 from .._tree._paths import first_difference, leaf_paths, same_structure
+from .._tree._replace import replace
 from ..filters import Filter, to_predicate
 
 
@@ -79,6 +81,81 @@ class StateDelta(AxesHolder, Generic[T]):
         rows = self._rows()
         names = names_of([path for path, _, _ in rows])
         return dict(zip(names, [tags for _, _, tags in rows], strict=True))
+
+    @property
+    def path_tags(self) -> dict[Path, frozenset[str]]:
+        """The tags of each leaf that has some, by its path as a tuple."""
+        return tags_by_path(self)
+
+    @classmethod
+    def from_axes(cls, model: T, axes: Any) -> "StateDelta[T]":
+        """A delta for a batched model that no collective call made.
+
+        **Arguments:**
+
+        - `model`, `axes`: as in `chorax.lanes.unstack`.
+
+        **Returns:** a delta in which the leaves with a lane axis count as written.
+
+        **Raises:** as `chorax.lanes.unstack`.
+
+        ```python
+        >>> import chorax, equinox as eqx, jax
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> batched = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 3, key=key))(keys)
+        >>> delta = chorax.StateDelta.from_axes(batched, eqx.if_array(0))
+        >>> delta.paths, delta.axis_size
+        (('weight', 'bias'), 4)
+
+        ```
+        """
+        lanes = lane_axes(model, axes)
+        written = [axis is not None for axis in lanes.axes]
+        values = [
+            x if keep else None for x, keep in zip(lanes.leaves, written, strict=True)
+        ]
+        tags, mapped = [frozenset[str]()] * len(written), [None] * len(written)
+        same = lanes.structure
+        return make_delta(
+            same, same, values, written, lanes.axes, tags, lanes.size, mapped
+        )
+
+    def of(self, model: T) -> "StateDelta[T]":
+        """This delta, with the values that a model has now.
+
+        After training, loading or `chorax.lanes.take`, a delta still has the values
+        that its call wrote; `apply_delta(other, delta.of(model))` puts the present ones
+        into `other`.
+
+        **Arguments:**
+
+        - `model`: a model of the structure that the delta made, with any number of
+            lanes.
+
+        **Returns:** a delta with the same paths, tags and lane axes.
+
+        **Raises:** `ValueError` for a model of another structure, naming the first path
+        that differs, or if its leaves disagree on their lanes.
+
+        ```python
+        >>> import chorax
+        >>> delta = chorax.diff({"a": 1, "b": 2}, {"a": 1, "b": 3})
+        >>> delta.of({"a": 5, "b": 7}).to_dict()
+        {'b': 7}
+
+        ```
+        """
+        leaves, structure = jtu.tree_flatten(model)
+        if not same_structure(structure, self.after):
+            raise ValueError(
+                "This model has another structure than the delta describes: "
+                + mismatch(structure, self.after, "the model", "the delta")
+            )
+        found = agreed_count(leaves, structure, self._axes, "delta")
+        size = self.axis_size if found is None else found
+        rows = zip(leaves, self._written, strict=True)
+        values = jtu.tree_unflatten(self.after, [x if w else None for x, w in rows])
+        return replace(self, values=values, axis_size=size)
 
     def to_dict(self) -> dict[str, Any]:
         """The written values by dotted path: a state dict, as `assign_state_values`

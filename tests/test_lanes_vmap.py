@@ -126,7 +126,7 @@ def test_a_plain_integer_speaks_of_arrays_only(lane_key, xs):
     models = [Cell(jnp.full((2, 3), i / 2), jnp.zeros(2)) for i in range(4)]
     batched, _ = lanes.stack(models)
     expected = jnp.stack([model(x) for model, x in zip(models, xs, strict=True)])
-    with pytest.raises(TypeError, match="not a valid JAX type"):
+    with pytest.raises((TypeError, ValueError), match=r"valid JAX type|its rank"):
         eqx.filter_vmap(apply, in_axes=0)(batched, xs)
     np.testing.assert_allclose(lanes.vmap(apply, in_axes=0)(batched, xs), expected)
     turned = lanes.vmap(apply, (0, 1), 1)(batched, xs.T)
@@ -290,10 +290,10 @@ def test_keys_and_numpy_arrays_have_lanes(lane_key):
 def test_what_is_wrong_is_named(cells, xs):
     batched, delta = cells
     ensemble = lanes.Ensemble(batched, delta)
-    with pytest.raises(ValueError, match=r"part at `0\.1`: a tuple of .* a Cell"):
+    with pytest.raises(ValueError, match=r"differ at `0\.1`: a tuple of .* a Cell"):
         lanes.vmap(apply, in_axes=([delta, ()], 0))([batched] * 2, xs)
     wrong = chorax.diff({"a": 1}, {"a": jnp.ones(3)})
-    with pytest.raises(ValueError, match=r"part at `0`: a dict of .* against a Cell"):
+    with pytest.raises(ValueError, match=r"differ at `0`: a dict of .* against a Cell"):
         lanes.vmap(apply, in_axes=(wrong, 0))(batched, xs)
     with pytest.raises(
         ValueError, match=r"`out_axes` .* part at the root .* a dict of"

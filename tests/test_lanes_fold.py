@@ -1,6 +1,7 @@
 """`lanes.fold`: one lane after the other, against a Python loop over the members."""
 
 import inspect
+import re
 from typing import Any
 
 import equinox as eqx
@@ -65,6 +66,16 @@ def test_it_is_the_python_loop(blocks, checkpoint):
     out = lanes.fold(forward, *lanes.stack(blocks), x, checkpoint=checkpoint)
     assert out[1].shape == (DEPTH,)
     oracle.assert_same(out, loop(blocks, x), exact=False)
+
+
+@pytest.mark.usefixtures("needs_jit")
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_checkpoint_is_that_of_jax(blocks, checkpoint):
+    batched, axes = lanes.stack(blocks)
+    out = jax.make_jaxpr(
+        lambda x: lanes.fold(forward, batched, axes, x, checkpoint=checkpoint)[0]
+    )(jnp.ones(3))
+    assert bool(re.search(r"\b(checkpoint|remat2?)\[", str(out))) == checkpoint
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

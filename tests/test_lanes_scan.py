@@ -1,6 +1,7 @@
 """`lanes.scan`: time and lanes at once, against `jax.lax.scan` of `eqx.filter_vmap`."""
 
 import inspect
+import re
 from typing import Any
 
 import equinox as eqx
@@ -165,6 +166,16 @@ def test_only_what_is_written_goes_around_the_loop(batch, xs):
     assert eqn.params["num_carry"] == len(delta.paths) == 2
 
 
+@pytest.mark.usefixtures("needs_jit")
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_checkpoint_is_that_of_jax(batch, xs, checkpoint):
+    net, delta = batch
+    out = jax.make_jaxpr(
+        lambda xs: lanes.scan(step, net, delta, xs, checkpoint=checkpoint)[1]
+    )(xs)
+    assert bool(re.search(r"\b(checkpoint|remat2?)\[", str(out))) == checkpoint
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_python_runs_once(batch, xs, checkpoint):
     runs = []
@@ -239,7 +250,7 @@ def test_what_is_not_an_array_is_given_to_each_step_and_returned_as_it_is(batch,
     _, (models, ys, name, none) = lanes.scan(named, net, delta, {"x": xs, "name": "x"})
     assert (name, none) == ("x", None)
     last, expected = by_hand(step, net, delta, xs)
-    np.testing.assert_allclose(ys, expected, rtol=1e-5)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
     assert models.layers[0].act is jnp.tanh
     assert models.layers[0].v.shape == (TIME, LANES, 3)
     np.testing.assert_allclose(models.layers[0].v[-1], last.layers[0].v, rtol=1e-5)

@@ -80,7 +80,7 @@ def vmap(
 
     **Raises:** `ValueError` for the first path at which axes do not fit the arguments
     or what `fn` returns, and for arrays that differ in their number of lanes;
-    `TypeError` if `fn` is not callable.
+    `TypeError` if `fn` is not callable, `RuntimeError` for keyword arguments.
 
     ```python
     >>> import chorax, equinox as eqx, jax, jax.numpy as jnp

@@ -1,10 +1,12 @@
 """The inexact arrays that have lanes: which of them are trained, and noise for each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast, TYPE_CHECKING, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 
 from .._text._places import Path, place
 from .._text._show import shown
@@ -14,7 +16,9 @@ from .._tree._keys import lane_keys, path_table
 from .._tree._paths import leaf_paths, walk
 from ..filters import Filter, Predicate, WithTag
 from ._arguments import check_filter
+from ._arrays import ask
 from ._lane_axes import lane_axes, LaneAxes
+from ._spread import LaneSharding
 
 
 T = TypeVar("T")
@@ -123,7 +127,8 @@ def perturb(batched: T, axes: Any, key: _Key, fn: _Change, filter: Filter = ...)
     for column, index in enumerate(kept):
         axis = lanes.axes[index]
         change = jax.vmap(_checked(fn, paths[index]), in_axes=(0, axis), out_axes=axis)
-        leaves[index] = change(leaf_keys[:, column], leaves[index])
+        own = _beside(leaf_keys[:, column], leaves[index], axis)
+        leaves[index] = change(own, leaves[index])
     return lanes.rebuild(leaves)
 
 
@@ -133,14 +138,29 @@ def _kept(lanes: LaneAxes, axes: Any, keeps: Predicate) -> list[int]:
     for above, part, _ in walk(axes):
         if isinstance(part, AxesHolder):
             tags |= {(*above, *path): own for path, own in part.path_tags.items()}
+
+    def is_kept(path: Path, x: Any) -> bool:
+        own = tags.get(path, frozenset())
+        return eqx.is_inexact_array(x) and keeps(path, x, own)
+
     rows = zip(leaf_paths(lanes.structure), lanes.leaves, lanes.axes, strict=True)
     return [
         index
         for index, (path, x, axis) in enumerate(rows)
-        if axis is not None
-        and eqx.is_inexact_array(x)
-        and keeps(path, x, tags.get(path, frozenset()))
+        if axis is not None and ask(functools.partial(is_kept, path), x)
     ]
+
+
+def _beside(keys: jax.Array, leaf: Any, axis: Any) -> jax.Array:
+    """Keys laid out as the lanes of a leaf, where that is a type: JAX maps over both
+    only if they have the same."""
+    layout: Any = leaf.aval.sharding if isinstance(leaf, jax.Array) else None
+    entry = layout.spec[axis] if layout and axis < len(layout.spec) else None
+    if entry is None:
+        return keys
+    is_traced = isinstance(leaf, jax.core.Tracer)
+    mesh = layout.mesh if is_traced else cast(Any, leaf).sharding.mesh
+    return LaneSharding(mesh, entry).place(keys, 0)
 
 
 def _checked(fn: _Change, path: Path) -> _Change:

@@ -296,7 +296,7 @@ def test_what_is_wrong_is_named(cells, xs):
     with pytest.raises(ValueError, match=r"differ at `0`: a dict of .* against a Cell"):
         lanes.vmap(apply, in_axes=(wrong, 0))(batched, xs)
     with pytest.raises(
-        ValueError, match=r"`out_axes` .* part at the root .* a dict of"
+        ValueError, match=r"`out_axes` .* differ at the root .* a dict of"
     ):
         lanes.vmap(apply, (delta, 0), wrong)(batched, xs)
     with pytest.raises(ValueError, match=r"maps `1` along axis 0, .* = 4 long.* has 3"):

@@ -1,4 +1,4 @@
-"""Models of several structures, each structure stacked in lanes of its own."""
+"""Models of several structures, stacked per structure and used as one list."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ M = TypeVar("M")
 class Groups(Generic[M]):
     """Models of several structures as one list: what `chorax.lanes.groups` returns.
 
-    It is a PyTree, so gradients, optax and collective calls work on it. Each group is
-    a program of its own: compile time grows with the number of groups, they run one
-    after the other, and a group of one model is no faster than the model by itself.
+    It is a PyTree, so gradients, optax and collective calls work on it. It is not one
+    program: each group is compiled separately, groups run one after the other, and a
+    group of one model is no faster than that model.
 
     **Fields:**
 
@@ -115,7 +115,7 @@ class Groups(Generic[M]):
 
 @typed("models", Iterable, "an iterable of models")
 def groups(models: Iterable[M]) -> Groups[M]:
-    """Stacks models of several structures, each structure by itself.
+    """Stacks models of several structures, one batched model per structure.
 
     Use it where members differ in width, depth or kind. For models of one structure,
     see `stack` and `Ensemble`.

@@ -233,6 +233,12 @@ class Early(eqx.Module):
     v: Float[Array, "n"]
 
 
+class EarlyChoice(eqx.Module):
+    w: Float[Array, "m n-1"] | Float[Array, "n-1 2"] | None
+    v: Float[Array, "n"]
+    u: Float[Array, "m"]
+
+
 class Spread(eqx.Module):
     v: Float[Array, "*batch n"]
     w: Float[Array, "*batch"]
@@ -304,6 +310,15 @@ MODULES: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
         [{"v": f(3), "w": f(3)}, {"v": f(2, 3), "w": f(2)}],
     ),
     "bound later": (Early, [{"v": f(3), "w": f(2)}], [{"v": f(3), "w": f(3)}]),
+    "a union bound later": (
+        EarlyChoice,
+        [
+            {"w": f(4, 2), "v": f(3), "u": f(4)},
+            {"w": f(5, 2), "v": f(6), "u": f(4)},
+            {"w": None, "v": f(3), "u": f(4)},
+        ],
+        [{"w": f(4, 3), "v": f(3), "u": f(4)}, {"w": f(5, 2), "v": f(3), "u": f(4)}],
+    ),
     "variadic in two": (
         Spread,
         [{"v": f(2, 5, 3), "w": f(2, 5)}],

@@ -835,6 +835,6 @@ def test_arguments_have_as_many_lanes():
         text = f"`in_axes` maps `1` along axis {axis}, which must be `axis_size` = 3"
         with pytest.raises(ValueError, match=text):
             made(1.0, jnp.ones(2), in_axes=(None, axis))
-    text = "`kwargs_in_axes` maps `scale` along axis 0, but it is no array: 2.0"
+    text = "`kwargs_in_axes` maps `scale` along axis 0, but it is not an array: 2.0"
     with pytest.raises(ValueError, match=text):
         made(1.0, 2.0, scale=2.0, kwargs_in_axes=0)

@@ -352,6 +352,7 @@ def delta_paths(delta):
     return {path for path, _, is_written, _ in delta.leaves() if is_written}
 
 
+@pytest.mark.usefixtures("in_32_bits")
 def test_layers_without_a_rule_are_listed(key):
     class Mine(eqx.Module):
         w: jax.Array

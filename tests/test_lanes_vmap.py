@@ -305,13 +305,13 @@ def test_keys_and_numpy_arrays_have_lanes(lane_key):
 def test_what_is_wrong_is_named(cells, xs):
     batched, delta = cells
     ensemble = lanes.Ensemble(batched, delta)
-    with pytest.raises(ValueError, match=r"part at `0\.1`: a tuple of .* a Cell"):
+    with pytest.raises(ValueError, match=r"differ at `0\.1`: a tuple of .* a Cell"):
         lanes.vmap(apply, in_axes=([delta, ()], 0))([batched] * 2, xs)
     wrong = chorax.diff({"a": 1}, {"a": jnp.ones(3)})
-    with pytest.raises(ValueError, match=r"part at `0`: a dict of .* against a Cell"):
+    with pytest.raises(ValueError, match=r"differ at `0`: a dict of .* against a Cell"):
         lanes.vmap(apply, in_axes=(wrong, 0))(batched, xs)
     with pytest.raises(
-        ValueError, match=r"`out_axes` .* part at the root .* a dict of"
+        ValueError, match=r"`out_axes` .* differ at the root .* a dict of"
     ):
         lanes.vmap(apply, (delta, 0), wrong)(batched, xs)
     with pytest.raises(ValueError, match=r"maps `1` along axis 0, .* = 4 long.* has 3"):

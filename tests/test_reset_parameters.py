@@ -114,6 +114,13 @@ def test_an_mlp_with_changed_layers_is_left_to_them():
     oracle.assert_same(fresh.layers[-1], built)
 
 
+def test_an_mlp_with_an_array_of_another_shape_is_left_alone():
+    old, new = keys()
+    mlp = eqx.nn.MLP(2, 2, 4, 1, key=old)
+    pruned = eqx.tree_at(lambda m: m.layers[0].weight, mlp, jnp.ones((3, 2)))
+    assert chorax.reset_parameters(pruned, key=new) is pruned
+
+
 def test_other_modules_come_back_unchanged():
     class Mine(eqx.Module):
         w: jax.Array

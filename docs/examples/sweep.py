@@ -29,6 +29,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import chorax
+from chorax import lanes
 
 
 SIDE, CLASSES, BATCH_SIZE = 8, 10, 64
@@ -89,7 +90,7 @@ def make_lanes(
     model: Reader, taus: Float[Array, " lanes"]
 ) -> tuple[Reader, chorax.StateDelta[Reader]]:
     """The same model in every lane, but for its time constant."""
-    batched, axes = chorax.lanes.broadcast(model, len(taus), eqx.is_inexact_array)
+    batched, axes = lanes.broadcast(model, len(taus), eqx.is_inexact_array)
     return chorax.vmap_call_all_fns(
         batched,
         "set_tau",
@@ -102,27 +103,30 @@ def make_lanes(
 
 
 def make_step(
-    delta: chorax.StateDelta[Reader], swept: Reader
+    delta: chorax.StateDelta[Reader],
 ) -> tuple[optax.GradientTransformation, Any]:
     optimiser = optax.scale_by_adam()
 
     # Written for one lane, and one learning rate.
     def step(
-        model: Reader, state: Any, rate: Float[Array, ""], x: Array, y: Array
+        params: Reader,
+        rest: Reader,
+        state: Any,
+        rate: Float[Array, ""],
+        x: Array,
+        y: Array,
     ) -> tuple[Reader, Any, Array]:
-        fixed, trained = eqx.partition(model, swept)
-
-        def loss(trained: Reader) -> Array:
-            logits = jax.vmap(eqx.combine(fixed, trained))(x)
+        def loss(params: Reader) -> Array:
+            logits = jax.vmap(eqx.combine(params, rest))(x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-        value, grads = eqx.filter_value_and_grad(loss)(trained)
+        value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimiser.update(grads, state)
         updates = jax.tree.map(lambda g: -rate * g, updates)
-        return eqx.apply_updates(model, updates), state, value
+        return eqx.apply_updates(params, updates), state, value
 
-    in_axes = (delta.in_axes, 0, 0, None, None)
-    return optimiser, eqx.filter_jit(eqx.filter_vmap(step, in_axes=in_axes))
+    in_axes = (delta, delta, 0, 0, None, None)
+    return optimiser, eqx.filter_jit(lanes.vmap(step, in_axes=in_axes))
 
 
 def draw(
@@ -183,26 +187,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_taus, all_rates = (x.ravel() for x in jnp.meshgrid(taus, rates, indexing="ij"))
 
     models, delta = make_lanes(Reader(options.units, model_key), all_taus)
-    swept = delta.select("hyper").filter_spec
-    _, trained = eqx.partition(models, swept)
-    optimiser, step = make_step(delta, swept)
-    state = jax.vmap(optimiser.init)(eqx.filter(trained, eqx.is_inexact_array))
+    params, rest = lanes.partition(models, delta)
+    optimiser, step = make_step(delta)
+    state = lanes.vmap(optimiser.init)(params)
     losses: list[Float[Array, " lanes"]] = []
     keys = jax.random.split(train_key, options.steps)
     for key in (bar := tqdm(keys, unit="step")):
         batch = jax.random.randint(key, (BATCH_SIZE,), 0, len(train_x))
-        models, state, loss = step(
-            models, state, all_rates, train_x[batch], train_y[batch]
+        params, state, loss = step(
+            params, rest, state, all_rates, train_x[batch], train_y[batch]
         )
         losses.append(loss)
         if len(losses) % 50 == 0:
             bar.set_postfix(best=f"{loss.min():.3f}", refresh=False)
+    models = eqx.combine(params, rest)
     assert (models.leaky.tau == all_taus).all(), "the swept values were trained"
 
     def score(model: Reader, x: Array, y: Int[Array, " images"]) -> Float[Array, ""]:
         return (jax.vmap(model)(x).argmax(axis=1) == y).mean()
 
-    score_all = eqx.filter_vmap(score, in_axes=(delta.in_axes, None, None))
+    score_all = lanes.vmap(score, in_axes=(delta, None, None))
     accuracy = score_all(models, test_x, test_y).reshape(count, count)
     row, column = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
     print(f"{count * count} pairs in one run")

@@ -9,8 +9,7 @@ import jax.tree_util as jtu
 
 from ._lanes._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
 from ._lanes._lane_axes import (
-    agreed_count,
-    count_lanes,
+    known_lane_axes,
     lane_axes,
     LaneAxes,
     take_lanes,
@@ -83,7 +82,6 @@ class Ensemble(LaneHolder, Generic[M]):
     """
 
     model: M
-    size_when_made: int = eqx.field(static=True, repr=False)
 
     def __init__(self, model: M, axes: Any) -> None:
         found = lane_axes(model, axes)
@@ -113,13 +111,7 @@ class Ensemble(LaneHolder, Generic[M]):
         return [known.get(path) for path in leaf_paths(structure)]
 
     def _lanes(self) -> LaneAxes:
-        leaves, structure = jtu.tree_flatten(self.model)
-        # What a transformation has put in place of an array has no lanes.
-        pairs = zip(leaves, self._axes(structure), strict=True)
-        axes = tuple(axis if eqx.is_array(x) else None for x, axis in pairs)
-        count = agreed_count(leaves, structure, axes, "axes")
-        size = int(self.size_when_made) if count is None else count
-        return LaneAxes(leaves, structure, axes, size)
+        return known_lane_axes(self.model, self.mapped, int(self.size_when_made))
 
     @typed("fn", Callable, "a function `(model, *args, **kwargs)`")
     def vmap(
@@ -198,11 +190,11 @@ class Ensemble(LaneHolder, Generic[M]):
         """The member at an index, or an ensemble of the members at a slice, a mask or
         an array of indices."""
         lanes = self._lanes()
-        taken, drops_axis = take_lanes(lanes, index)
-        if drops_axis:
+        taken, count = take_lanes(lanes, index)
+        if count is None:
             return taken
         # `mapped` stays: it also has the axes of leaves that are absent for now.
-        size = type(self.size_when_made)(count_lanes(lanes.size, index))
+        size = type(self.size_when_made)(count)
         return replace(self, model=taken, size_when_made=size)
 
     def __iter__(self) -> Iterator[M]:

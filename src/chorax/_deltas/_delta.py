@@ -6,11 +6,14 @@ from typing import Any, cast, Generic, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
-from .._text._places import dotted, names_of, Path, place
-from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
+from .._lanes._arrays import ask
+from .._lanes._lane_axes import agreed_count, lane_axes
+from .._text._places import dotted, names_of, Path
 from .._tree._holder import AxesHolder, undo_lanes
-from .._tree._paths import first_difference, leaf_paths, same_structure
+from .._tree._paths import leaf_paths, same_structure
+from .._tree._replace import replace
 from ..filters import Filter, to_predicate
+from ._show import delta_table, mismatch
 
 
 T = TypeVar("T")
@@ -79,6 +82,69 @@ class StateDelta(AxesHolder, Generic[T]):
         rows = self._rows()
         names = names_of([path for path, _, _ in rows])
         return dict(zip(names, [tags for _, _, tags in rows], strict=True))
+
+    @property
+    def path_tags(self) -> dict[Path, frozenset[str]]:
+        """The tags of each leaf that has some, by its path as a tuple."""
+        return {path: tags for path, _, _, tags in self.leaves() if tags}
+
+    @classmethod
+    def from_axes(cls, model: V, axes: Any) -> "StateDelta[V]":
+        """A delta for a batched model that no collective call made.
+
+        **Arguments:**
+
+        - `model`, `axes`: as in `chorax.lanes.unstack`, which raises the same errors.
+
+        **Returns:** a delta in which the leaves with a lane axis count as written.
+
+        ```python
+        >>> import chorax, jax.numpy as jnp
+        >>> model, axes = {"v": jnp.ones((4, 2)), "w": 0.5}, {"v": 0, "w": None}
+        >>> delta = chorax.StateDelta.from_axes(model, axes)
+        >>> delta.paths, delta.axis_size
+        (('v',), 4)
+
+        ```
+        """
+        lanes = lane_axes(model, axes)
+        written = [axis is not None for axis in lanes.axes]
+        none, untagged = [None] * len(written), [frozenset[str]()] * len(written)
+        values, same = choose(written, lanes.leaves, none), lanes.structure
+        parts = values, written, lanes.axes, untagged, lanes.size, none
+        return make_delta(same, same, *parts)
+
+    def of(self, model: T) -> "StateDelta[T]":
+        """This delta, with the values that a model has now: after training, loading or
+        `chorax.lanes.take`, where the delta still has those that its call wrote.
+
+        **Arguments:**
+
+        - `model`: of the structure that the delta made, with any number of lanes.
+
+        **Returns:** a delta with the same paths, tags and lane axes.
+
+        **Raises:** `ValueError` for a model of another structure, naming the first path
+        that differs, or if its leaves disagree on their lanes.
+
+        ```python
+        >>> import chorax
+        >>> delta = chorax.diff({"a": 1, "b": 2}, {"a": 1, "b": 3})
+        >>> delta.of({"a": 5, "b": 7}).to_dict()
+        {'b': 7}
+
+        ```
+        """
+        leaves, structure = jtu.tree_flatten(model)
+        if not same_structure(structure, self.after):
+            problem = mismatch(structure, self.after, "the model", "the delta")
+            text = "This model has another structure than the delta describes: "
+            raise ValueError(text + problem)
+        found = ask(lambda x: agreed_count(x, structure, self._axes, "delta"), leaves)
+        size = self.axis_size if found is None else found
+        values = choose(self._written, leaves, [None] * len(leaves))
+        values = jtu.tree_unflatten(self.after, values)
+        return replace(self, values=values, axis_size=size)
 
     def to_dict(self) -> dict[str, Any]:
         """The written values by dotted path: a state dict, as `assign_state_values`
@@ -182,10 +248,10 @@ class StateDelta(AxesHolder, Generic[T]):
         )
 
     def __repr__(self) -> str:
-        return self._table().text()
+        return delta_table(self.leaves(), self._axes, self.axis_size).text()
 
     def _repr_html_(self) -> str:
-        return self._table().html()
+        return delta_table(self.leaves(), self._axes, self.axis_size).html()
 
     def leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
         """For each leaf of the model its path, its value, whether it was written, and
@@ -200,23 +266,6 @@ class StateDelta(AxesHolder, Generic[T]):
     def _rows(self) -> list[tuple[Path, Any, frozenset[str]]]:
         rows = self.leaves()
         return [(path, x, tags) for path, x, is_written, tags in rows if is_written]
-
-    def _table(self) -> Table:
-        rows = tuple(
-            Row(path, (*value_cells(x, axis), ", ".join(sorted(tags))), size_of(x))
-            for (path, x, was, tags), axis in zip(
-                self.leaves(), self._axes, strict=True
-            )
-            if was
-        )
-        size = self.axis_size
-        parts = [
-            counted(len(rows), "written leaf", "written leaves"),
-            "no lanes" if size is None else counted(size, "lane"),
-            *([in_bytes(sum(row.size or 0 for row in rows))] if rows else []),
-        ]
-        head = ("path", "type", "shape", "tags", "bytes")
-        return Table(f"StateDelta: {', '.join(parts)}", head, rows)
 
 
 def make_delta(
@@ -243,26 +292,9 @@ def choose(flags: Sequence[bool], these: Sequence[V], others: Sequence[V]) -> li
 
 
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
-    """The lane axis of every leaf, if `in_axes` is a delta whose model has this
-    structure; else `None`."""
+    """The lane axis of every leaf, if `in_axes` is a delta of this structure."""
     if isinstance(in_axes, StateDelta):
         delta = cast(StateDelta[Any], in_axes)
         if same_structure(delta.after, structure):
             return delta._axes  # pyright: ignore[reportPrivateUsage]
     return None
-
-
-def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
-    """The tags of a delta's leaves, by path."""
-    return {path: tags for path, _, _, tags in delta.leaves() if tags}
-
-
-def mismatch(
-    got: jtu.PyTreeDef, expected: jtu.PyTreeDef, got_name: str, expected_name: str
-) -> str:
-    """The first place where two structures differ, and what each has there."""
-    found = first_difference(got, expected)
-    if found is None:
-        return "they differ in a part that has no path."
-    path, a, b = found
-    return f"at {place(path)}, {got_name}: {a}; {expected_name}: {b}."

@@ -11,6 +11,7 @@ from .._text._typed import typed
 from .._tree._holder import AxesHolder, LaneHolder, Wrapper
 from .._tree._paths import open_level, same_structure
 from ._axes import check_leaf_lengths, resolve_axes
+from ._beside import beside_lanes
 from ._lane_axes import agreed_count
 from ._members import array_axes, member_axes, model_of
 
@@ -142,8 +143,8 @@ class _OverLanes(Wrapper):
         def call(*args: Any) -> Any:
             result = self.fn(*args)
             # Its errors name a path.
-            resolve_axes(result, self.out_axes, "out_axes")
-            return result
+            out_axes = resolve_axes(result, self.out_axes, "out_axes")
+            return beside_lanes(result, out_axes, jtu.tree_leaves(args), axes)
 
         return cast(Any, eqx).filter_vmap(
             call,

@@ -37,7 +37,8 @@ def partition(batched: T, axes: Any, filter: Filter = ...) -> tuple[T, T]:
 
     - `batched`, `axes`: as in `unstack`.
     - `filter`: a filter over leaves (see `chorax.filters`). Where `axes` is a
-        `StateDelta`, it sees the delta's tags. `...`: all leaves that can be trained.
+        `StateDelta`, it sees the delta's tags; pass those of several calls as
+        `earlier | later`. `...`: all leaves that can be trained.
 
     **Returns:**
 

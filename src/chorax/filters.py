@@ -43,16 +43,52 @@ if TYPE_CHECKING:
         | tuple[typing.Any, ...]
         | None
     )
+    """What every parameter that takes a filter takes: see the table of filters.
+
+    ```python
+    >>> from chorax.filters import to_predicate
+    >>> keep = to_predicate([int, lambda path, x: "bias" in path])
+    >>> keep(("bias",), 0.5), keep(("weight",), 0.5)
+    (True, False)
+
+    ```
+    """
 else:
     # What is no filter gets an error of ours, whoever checks types.
     Filter = _Types = _Key = _Tag = typing.Any
 _NO_TAGS: frozenset[str] = frozenset()
+__all__ = [
+    "All",
+    "Any",
+    "Everything",
+    "Filter",
+    "Not",
+    "Nothing",
+    "OfType",
+    "PathContains",
+    "Predicate",
+    "WithTag",
+    "to_filter_spec",
+    "to_predicate",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Predicate:
     """A function of `(path, x)` that combines with `&`, `|` and `~`.
 
     `tags` are those that a delta gave to the leaf `x`.
+
+    ```python
+    >>> from chorax.filters import OfType, PathContains
+    >>> keep = OfType(int) & ~PathContains("step")
+    >>> keep(("count",), 3), keep(("step",), 3)
+    (True, False)
+
+    ```
     """
 
     def __call__(

@@ -16,3 +16,15 @@ from ._lanes._stacking import (
     stack as stack,
     unstack as unstack,
 )
+
+
+__all__ = [
+    "Ensemble",
+    "broadcast",
+    "concatenate",
+    "shard",
+    "stack",
+    "take",
+    "unstack",
+    "where",
+]

@@ -17,6 +17,7 @@ class AxesHolder(eqx.Module):
     """What a `StateDelta` is to those who only have to know where lanes lie."""
 
     axis_size: int | None = eqx.field(static=True)
+    """The number of lanes; `None` without lanes."""
 
     @property
     @abc.abstractmethod

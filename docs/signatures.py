@@ -3,6 +3,7 @@
 An extension of griffe, which reads the source for the reference.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -90,14 +91,17 @@ def _spelt_out(annotation: Any, package: griffe.Module) -> Any:
         if root != package.name or not is_private:
             return annotation
         value = getattr(package[path], "value", None)
-        if not isinstance(value, griffe.Expr) or str(value).startswith("TypeVar("):
+        if not isinstance(value, griffe.Expr):
             return annotation
+        if str(value).startswith("TypeVar("):
+            return annotation.name  # Without a link: there is nothing to read there.
         return _spelt_out(value, package)
     if isinstance(annotation, griffe.Expr):
-        for name, part in vars(annotation).items():
-            if isinstance(part, griffe.Expr) and name != "parent":
-                setattr(annotation, name, _spelt_out(part, package))
+        for field in dataclasses.fields(annotation):
+            part = getattr(annotation, field.name)
+            if isinstance(part, griffe.Expr):
+                setattr(annotation, field.name, _spelt_out(part, package))
             elif isinstance(part, list):
                 spelt = [_spelt_out(each, package) for each in part]
-                setattr(annotation, name, spelt)
+                setattr(annotation, field.name, spelt)
     return annotation

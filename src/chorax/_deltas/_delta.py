@@ -43,8 +43,10 @@ class StateDelta(AxesHolder, Generic[T]):
     >>> delta.to_dict()["0.v"].shape
     (8, 3)
 
+    ```
     Tags say which leaves are meant, here in the delta of two calls:
 
+    ```python
     >>> _, ones = chorax.vmap_init_all_states(net, axis_size=8, state_tag="hidden")
     >>> both = delta | ones
     >>> both.tags, both.select("hidden").paths

@@ -147,7 +147,7 @@ def test_paths_of_one_dotted_form_are_told_as_they_are():
     paths = [(0, "x", *path) for path in PATHS]
     assert tagged.tags == dict.fromkeys([*paths, "0.x.c"], frozenset({"t"}))
     assert tagged.paths == ("0.x.a.b", "0.x.a.b", "0.x.c")
-    _, _, missing = assign_state_values(dots(), {"c": 1.0})
+    _, _, missing = assign_state_values(dots(), {"c": [1.0]})
     assert missing == PATHS
     made, unexpected, missing = assign_state_values(
         dots(), dict.fromkeys(missing, np.full(1, 3.0))
@@ -156,7 +156,7 @@ def test_paths_of_one_dotted_form_are_told_as_they_are():
     assert (unexpected, missing) == ([], ["c"])
     text = "2 leaves have the dotted path `a.b`"
     with pytest.raises(ValueError, match=re.escape(text)):
-        assign_state_values(dots(), {"a.b": 1.0})
+        assign_state_values(dots(), {"a.b": [1.0]})
     with pytest.raises(ValueError, match="Two written leaves have the dotted path"):
         delta.to_dict()
     # This can only be one of them.

@@ -14,7 +14,7 @@ import chorax
 import oracle
 import trees
 from calls import build, call, seeds
-from chorax import explain, replace, vmap_call_all_fns
+from chorax import call_all_fns, explain, replace, vmap_call_all_fns
 from models import Add, Draw
 from trees import axis_choices, keys_of, LANES, shapes
 
@@ -141,6 +141,52 @@ def test_what_is_skipped(key):
     assert [each.path for each in found.skipped] == [("norm",)]
 
 
+@pytest.mark.parametrize("options", [{}, {"axis_size": 2}])
+def test_nodes_without_the_method_are_listed_where_the_call_raises(options, key):
+    options = {"key": key, **options}
+    collective: Any = vmap_call_all_fns if "axis_size" in options else call_all_fns
+    with pytest.raises(AttributeError, match="LayerNorm at `norm` has no method"):
+        collective(net(), "init_state", **options)
+    found = explain(net(), "init_state", **options)
+    [norm] = found.skipped
+    assert norm.path == ("norm",)
+    assert norm.reason == "no method: the call would raise"
+    assert repr(found).split("\n\n")[1] == (
+        "1 node skipped\n"
+        "node  class      why\n"
+        "norm  LayerNorm  no method: the call would raise"
+    )
+    # All else is as where such nodes are skipped.
+    for mode in ("pass", "none", "warn"):
+        passed = explain(net(), "init_state", **options, fn_if_not_exist=mode)
+        assert passed.skipped[0].reason == "has no method `init_state`"
+        same = passed.calls, passed.paths, passed.bytes, passed.kinds
+        assert same == (found.calls, found.paths, found.bytes, found.kinds)
+    # No node has it; what is excluded says so.
+    found = explain(net(), "nope", **options, node_to_exclude=Neuron)
+    assert [each.reason for each in found.skipped] == [
+        "`node_to_exclude`",
+        "`node_to_exclude`",
+        "no method: the call would raise",
+        "no method: the call would raise",
+        "`node_to_exclude`",
+    ]
+    assert (found.calls, found.paths, found.kinds, found.waves) == ((), (), 0, 0)
+
+
+def test_a_model_that_others_wrote_whose_layers_have_no_states(key):
+    found = explain(eqx.nn.MLP(2, 2, 4, 2, key=key), "init_state", axis_size=3)
+    assert repr(found).split("\n\n")[:2] == [
+        "`init_state` in 3 lanes: 0 calls of 0 kinds in 0 waves, 0 written leaves, 0 B",
+        "4 nodes skipped\n"
+        "node      class   why\n"
+        "layers.0  Linear  no method: the call would raise\n"
+        "layers.1  Linear  no method: the call would raise\n"
+        "layers.2  Linear  no method: the call would raise\n"
+        "()        MLP     no method: the call would raise",
+    ]
+
+
 def test_what_others_overwrite_is_not_run(key):
     class Over(eqx.Module):
         below: Any
@@ -237,7 +283,6 @@ def test_excluded_leaves_have_no_lanes():
         ({"axis_name": "x"}, ValueError, "the number of lanes, but it is missing"),
         ({"spmd_axis_name": "x"}, ValueError, "the number of lanes, but it is missing"),
         ({"fn_if_not_exist": "no"}, ValueError, "`fn_if_not_exist` must be one of"),
-        ({"fn_if_not_exist": "raise"}, AttributeError, "LayerNorm at `norm` has no"),
         ({"key": None}, ValueError, "`init_state` of Neuron at `cells.below.0` needs"),
         ({"state_tag": 3}, TypeError, "`state_tag` must be a `str`"),
         ({"axis_size": 8, "where": [True] * 3}, ValueError, "`where` must be a bool"),
@@ -314,9 +359,9 @@ def test_layers_without_a_rule_are_told(key):
 
     net = Mine(jnp.ones(2), eqx.nn.Linear(2, 3, key=key))
     found = explain(net, chorax.reset_parameters, axis_size=3, key=key)
-    assert [(call.class_name, call.has_rule) for call in found.calls] == [
-        ("Linear", True),
-        ("Mine", False),
+    assert [(call.class_name, call.reason) for call in found.calls] == [
+        ("Linear", ""),
+        ("Mine", "no rule for Mine, holds 1 array"),
     ]
     [row] = [line for line in repr(found).splitlines() if line.startswith("()")]
     cells = ["()", "Mine", "2", "-", "no rule for Mine, holds 1 array"]
@@ -327,5 +372,5 @@ def test_layers_without_a_rule_are_told(key):
     assert "nothing to draw" in repr(drop)
     assert drop.shared == ()
     other = explain(net, lambda node: node)
-    assert all(call.has_rule for call in other.calls)
+    assert [call.reason for call in other.calls] == ["nothing", "nothing"]
     assert "no rule" not in repr(other)

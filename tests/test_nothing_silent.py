@@ -11,6 +11,8 @@ import pytest
 
 import chorax
 from chorax import (
+    apply_delta,
+    assign_state_values,
     explain,
     lanes,
     replace,
@@ -343,6 +345,296 @@ def test_what_forgets_nothing():
     vmap_init_all_states([Cell(jnp.ones(4))], axis_size=4)
 
 
+# Values that do not fit the model that they are loaded into.
+
+
+def fit_text(path, got, has, cure):
+    return (
+        f"The value for `{path}` does not fit: it is {got}, but the model has {has} "
+        f"there. Pass {cure}; or pass `check=False` to take all values as they are."
+    )
+
+
+SAME = "a value of that dtype and shape, or with one more axis in front"
+KEYS = "keys, as `jax.random.wrap_key_data` makes them"
+
+
+@pytest.mark.usefixtures("in_32_bits")
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (jnp.ones(2), "float32 of shape (2,)"),
+        (jnp.ones((3, 1)), "float32 of shape (3, 1)"),
+        (np.ones((2, 4, 3)), "float32 of shape (2, 4, 3)"),
+        (jnp.ones(3, "bfloat16"), "bfloat16 of shape (3,)"),
+        (np.ones(3, "int32"), "int32 of shape (3,)"),
+        (1.0, "float32 of shape ()"),
+        ([1j, 2j, 3j], "complex64 of shape (3,)"),
+    ],
+)
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_value_of_another_shape_or_dtype(value, got, abstract):
+    target: Any = net()
+    if abstract:
+        target = eqx.filter_eval_shape(net)
+    text = fit_text("0.w", got, "float32 of shape (3,)", SAME)
+    values = {"0.w": value, "1.w": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(target, values)
+    # The order does not matter, and neither does a value that another one replaces.
+    with pytest.raises(ValueError, match=re.escape(text)):
+        assign_state_values(target, dict(reversed(values.items())))
+    new, _, missing = assign_state_values(target, values, {"0.w": jnp.zeros(3)})
+    assert new[0].w.shape == (3,)
+    assert missing == []
+    taken, _, _ = assign_state_values(target, values, check=False)
+    assert taken[0].w.shape == np.shape(value)
+
+
+@pytest.mark.usefixtures("in_32_bits")
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [
+        (np.ones(3), (3,)),
+        (jnp.ones((5, 3)), (5, 3)),
+        ([1, 2, 3], (3,)),
+        ([[True, False, True]], (1, 3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_a_value_that_fits(value, shape, dtype):
+    if eqx.is_array(value):
+        value = value.astype(dtype)
+    for target in (jnp.zeros(3, dtype), jax.ShapeDtypeStruct((3,), dtype)):
+        [new], unexpected, missing = assign_state_values([target], {"0": value})
+        assert (unexpected, missing) == ([], [])
+        assert isinstance(new, jax.Array)
+        assert (new.shape, new.dtype, new.weak_type) == (shape, dtype, False)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(7), np.ones((2, 2)), 1.0, "text", None])
+@pytest.mark.parametrize("old", [None, 0.5, "text", jnp.tanh])
+def test_any_value_fits_where_no_array_stands(value, old):
+    model = Cell(jnp.ones(3), old)
+    new, _, missing = assign_state_values(model, {"v": value})
+    if eqx.is_array(value):
+        assert new.v.tolist() == value.tolist()
+    else:
+        assert new.v is value
+    assert missing == ["w"]
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_keys_are_not_their_data(key):
+    data = jax.random.key_data(key)
+    model = {"k": key, "data": data}
+    text = fit_text("k", "uint32 of shape (2,)", f"{key.dtype} of shape ()", KEYS)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"k": data})
+    other = jax.random.key(0, impl="rbg")
+    text = fit_text("k", f"{other.dtype} of shape ()", f"{key.dtype} of shape ()", SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"k": other})
+    text = fit_text("data", f"{key.dtype} of shape ()", "uint32 of shape (2,)", SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"data": key})
+    keys = jax.random.split(key, 4)
+    new, _, _ = assign_state_values(model, {"k": keys})
+    assert new["k"] is keys
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_a_call_wrote_is_loaded_into_a_fresh_model(jit):
+    batched, delta = made()
+
+    def load(state):
+        return assign_state_values(net(), state)[0]
+
+    loaded = (eqx.filter_jit(load) if jit else load)(delta.to_dict())
+    assert eqx.tree_equal(loaded, batched)
+    assert eqx.tree_equal(loaded, apply_delta(net(), delta))
+    like, like_delta = eqx.filter_eval_shape(made)
+    loaded, unexpected, missing = assign_state_values(like, delta.to_dict())
+    assert (unexpected, missing) == ([], ["0.w", "1.w"])
+    assert loaded[0].v is batched[0].v
+    # States that have lanes need values that have them.
+    text = fit_text("0.v", "float32 of shape (3,)", "float32 of shape (4, 3)", SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(batched, {"0.v": jnp.ones(3, "float32")})
+    # Shapes for shapes.
+    shapes, _, _ = assign_state_values(like, like_delta.to_dict())
+    assert shapes[0].v == like[0].v
+
+
+# Values for an `Ensemble`, whose axes say which leaves its lanes share.
+
+
+def members():
+    ensemble = {"part": lanes.Ensemble(*lanes.stack([Cell(jnp.ones(3))] * 5))}
+    return chorax.init_all_states(ensemble)[0]
+
+
+def shares_text(path, got):
+    return (
+        f"The value for `{path}` does not fit: it is {got}, but the axes of the "
+        "`Ensemble` at `part` do not map that leaf, so its lanes would share the "
+        "value. First make the calls that gave the saved model this leaf, in "
+        "`eqx.filter_eval_shape` if their values do not matter; or pass "
+        "`check=False` to take all values as they are."
+    )
+
+
+def state_of(model):
+    """The state dict of all arrays."""
+    arrays, _ = eqx.partition(model, eqx.is_array)
+    nothing = jax.tree_util.tree_map(lambda _: 0, arrays)
+    return chorax.diff(nothing, arrays).to_dict()
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_values_for_what_the_lanes_of_an_ensemble_share():
+    batched = Cell(jnp.ones((5, 3)), jnp.ones(3))
+    model = {"part": lanes.Ensemble(batched, replace(batched, w=0, v=None))}
+    text = shares_text("part.model.v", "float32 of shape (5, 3)")
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(model, {"part.model.v": jnp.ones((5, 3))})
+    taken, _, _ = assign_state_values(
+        model, {"part.model.v": jnp.ones((5, 3))}, check=False
+    )
+    assert taken["part"].model.v.shape == (5, 3)
+    # Shared by all of them as it was; each its own; and lanes around the ensemble.
+    state = {"part.model.v": jnp.zeros(3), "part.model.w": jnp.zeros((5, 3))}
+    new, _, missing = assign_state_values(model, state)
+    assert missing == []
+    assert eqx.tree_equal(new["part"][4], Cell(jnp.zeros(3), jnp.zeros(3)))
+    state = {"part.model.w": jnp.ones((2, 5, 3))}
+    assert assign_state_values(model, state)[0]["part"].model.w.shape == (2, 5, 3)
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_states_that_an_ensemble_does_not_have_yet():
+    saved = members()
+    fresh = {"part": lanes.Ensemble(*lanes.stack([Cell(jnp.zeros(3))] * 5))}
+    text = shares_text("part.model.v", "float32 of shape (5, 3)")
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(fresh, state_of(saved))
+    # As the message says.
+    loaded, unexpected, missing = assign_state_values(
+        eqx.filter_eval_shape(members), state_of(saved)
+    )
+    assert (unexpected, missing) == ([], [])
+    assert eqx.tree_equal(loaded, saved)
+    assert loaded["part"][2].v.tolist() == [1.0] * 3
+    # What is not an array is shared in any case.
+    new, _, _ = assign_state_values(fresh, {"part.model.v": 0.5})
+    assert new["part"][2].v == 0.5
+
+
+@pytest.mark.usefixtures("in_32_bits")
+def test_an_ensemble_in_another_one():
+    inner = lanes.Ensemble(Cell(jnp.ones((5, 3)), jnp.ones((5, 3))), 0)
+    many = replace(inner, model=Cell(jnp.ones((2, 5, 3)), inner.model.v))
+    axes = replace(inner, model=replace(inner.model, w=0, v=None))
+    outer = lanes.Ensemble(many, axes)
+    # The lanes of the inner one differ in `v`, those of the outer one do not.
+    with pytest.raises(
+        ValueError, match="the `Ensemble` at the root `\\(\\)` do not map"
+    ):
+        assign_state_values(outer, {"model.model.v": jnp.ones((2, 5, 3))})
+    state = {"model.model.w": np.ones((4, 2, 5, 3)), "model.model.v": np.ones((5, 3))}
+    assert assign_state_values(outer, state)[2] == []
+
+
+@pytest.mark.slow
+def test_a_state_dict_of_a_model_that_others_wrote(key):
+    flowjax: Any = pytest.importorskip("flowjax.bijections")
+    flow = flowjax.Affine(jnp.zeros(2), jnp.ones(2))
+    state = state_of(flow)
+    path = next(iter(state))
+    assert eqx.tree_equal(assign_state_values(flow, state)[0], flow)
+    wide = {name: jnp.ones((4, *x.shape), x.dtype) for name, x in state.items()}
+    loaded, _, _ = assign_state_values(flow, wide)
+    assert loaded.loc.shape == (4, 2)
+    x = state[path]
+    has = f"{x.dtype} of shape {x.shape}"
+    text = fit_text(path, f"{x.dtype} of shape (7,)", has, SAME)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        assign_state_values(flow, {path: jnp.ones(7, x.dtype)})
+
+
+# Swept values, which are not to be trained.
+
+
+class Scaled(eqx.Module):
+    tau: jax.Array
+    layers: list[Any]
+
+    def set(self, tau):
+        return replace(self, tau=tau)
+
+    def __call__(self, x, key):
+        for layer in self.layers:
+            x = layer(x, key=key)
+        return x / self.tau
+
+
+def set_p(node, p):
+    return replace(node, p=p) if isinstance(node, eqx.nn.Dropout) else node
+
+
+def test_swept_values_are_not_trained(key):
+    layers = [eqx.nn.MLP(2, 1, 4, 1, key=key), eqx.nn.Dropout(0.5)]
+    model = Scaled(jnp.ones(()), layers)
+    taus, ps = jnp.array([1.0, 2.0, 4.0]), jnp.array([0.0, 0.1, 0.5])
+    options: dict[str, Any] = {"args_in_axes": 0, "state_tag": "hyper"}
+    many, one = vmap_call_all_fns(
+        model, "set", taus, axis_size=3, fn_if_not_exist="pass", **options
+    )
+    many, two = vmap_call_all_fns(many, set_p, ps, in_axes=one, **options)
+    many, three = vmap_call_all_fns(
+        many, reset_parameters, key=key, in_axes=one | two, state_tag="drawn"
+    )
+    delta = one | two | three
+    trained = delta.select(~WithTag("hyper")).filter_spec
+    x = jnp.arange(8.0).reshape(4, 2)
+
+    def step(model, key):
+        params, rest = eqx.partition(model, trained)
+
+        def loss(params):
+            model = eqx.combine(params, rest)
+            return (jax.vmap(model, in_axes=(0, None))(x, key) ** 2).mean()
+
+        grads = jax.grad(loss)(params)
+        return eqx.apply_updates(
+            model, jax.tree.map(lambda p, g: -0.1 * (g + 0.1 * p), params, grads)
+        )
+
+    keys = jax.random.split(key, 3)
+    new = eqx.filter_vmap(step, in_axes=(delta.in_axes, 0))(many, keys)
+    np.testing.assert_array_equal(new.tau, taus)
+    np.testing.assert_array_equal(new.layers[1].p, ps)
+    olds = lanes.unstack(many, delta)
+    for old, one_new, key in zip(olds, lanes.unstack(new, delta), keys, strict=True):
+        # By hand: all parameters, and nothing else.
+        weights = [old.layers[0].layers[i].weight for i in (0, 1)]
+
+        def by_hand(weights, old=old, key=key):
+            layers = [
+                replace(layer, weight=weight)
+                for layer, weight in zip(old.layers[0].layers, weights, strict=True)
+            ]
+            mlp = replace(old.layers[0], layers=tuple(layers))
+            new = replace(old, layers=[mlp, old.layers[1]])
+            return (jax.vmap(new, in_axes=(0, None))(x, key) ** 2).mean()
+
+        grads = jax.grad(by_hand)(weights)
+        for i in (0, 1):
+            expected = weights[i] - 0.1 * (grads[i] + 0.1 * weights[i])
+            got = one_new.layers[0].layers[i].weight
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
 # Arguments that were meant for the call, and errors with a known cure.
 
 
@@ -384,32 +676,93 @@ def test_a_keyword_close_to_an_option():
     assert not any("Did you mean the option" in note for note in notes_of(info))
 
 
-def test_a_method_that_changes_its_node_in_place(key):
-    class Changes(eqx.Module):
-        v: jax.Array
+class Changes(eqx.Module):
+    v: jax.Array
 
-        def step(self):
-            self.v = self.v + 1
-            return self
+    def init_state(self):
+        self.v = self.v + 1
+        return self
 
-    with pytest.raises(Exception, match="cannot assign") as info:
-        vmap_call_all_fns(Changes(jnp.ones(3)), "step", axis_size=2)
-    assert (
+    reset_state = init_state
+
+
+class ChangesBelow(eqx.Module):
+    below: Cell
+
+    def init_state(self):
+        self.below.v = self.below.w
+        return self
+
+    reset_state = init_state
+
+
+# Each as a function of the model, a method or a function, and a key.
+COLLECTIVE: dict[str, Any] = {
+    "call_all_fns": lambda m, f, key: chorax.call_all_fns(m, f, key=key),
+    "vmap_call_all_fns": lambda m, f, key: vmap_call_all_fns(
+        m, f, axis_size=2, key=key
+    ),
+    "explain": lambda m, f, key: explain(m, f, axis_size=2, key=key),
+}
+STATES: dict[str, Any] = {
+    "init_all_states": lambda m, key: chorax.init_all_states(m, key=key),
+    "vmap_init_all_states": lambda m, key: vmap_init_all_states(
+        m, axis_size=2, key=key
+    ),
+    "reset_all_states": lambda m, key: chorax.reset_all_states(m, key=key),
+    "vmap_reset_all_states": lambda m, key: vmap_reset_all_states(
+        m, axis_size=2, key=key
+    ),
+}
+
+
+def error_of(kind, text, call, model, key, jit):
+    """The notes of an error that is raised within a user's `jit`, or without."""
+
+    def run(model, key):
+        call(model, key)
+        return model
+
+    with pytest.raises(kind, match=text) as info:
+        (eqx.filter_jit(run) if jit else run)(model, key)
+    return notes_of(info)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", [*COLLECTIVE, *STATES])
+@pytest.mark.parametrize(
+    "model", [Changes(jnp.ones(3)), [ChangesBelow(Cell(jnp.ones(3), jnp.ones(3)))]]
+)
+def test_a_method_that_changes_its_node_in_place(model, name, jit, key):
+    def call(model, key):
+        if name in STATES:
+            return STATES[name](model, key)
+        return COLLECTIVE[name](model, "init_state", key)
+
+    notes = error_of(Exception, "cannot assign", call, model, key, jit)
+    text = (
         "Modules are not changed in place: return `chorax.replace(self, field=value)`."
-    ) in notes_of(info)
+    )
+    assert notes.count(text) == 1
 
 
-def test_a_rule_without_a_key(key):
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", COLLECTIVE)
+def test_a_rule_without_a_key(name, jit, key):
     class Scale(eqx.Module):
         gain: jax.Array
 
     reset_parameters.register(Scale, lambda node: node)
-    with pytest.raises(TypeError, match="'key'") as info:
-        draw(Scale(jnp.ones(3)), key)
-    assert (
+
+    def call(model, key):
+        return COLLECTIVE[name](model, reset_parameters, key)
+
+    notes = error_of(TypeError, "'key'", call, [Scale(jnp.ones(3))], key, jit)
+    text = (
         "A rule of `reset_parameters` is called as `rule(node, key=key)`: give it the "
         "parameter `*, key`."
-    ) in notes_of(info)
+    )
+    assert notes.count(text) == 1
 
 
 def test_stacking_models_of_different_activations(key):

@@ -1,5 +1,6 @@
 """What people do with it, from end to end, against the same written by hand."""
 
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -201,6 +202,33 @@ def test_a_sweep_over_a_hyper_parameter():
     )
     out = eqx.filter_vmap(lambda n: n.v * n.tau**3, in_axes=(delta.in_axes,))(net)
     np.testing.assert_allclose(out, taus**3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "under"),
+    [
+        (chorax.init_all_states, chorax.call_all_fns),
+        (chorax.reset_all_states, chorax.call_all_fns),
+        (chorax.vmap_init_all_states, chorax.vmap_call_all_fns),
+        (chorax.vmap_reset_all_states, chorax.vmap_call_all_fns),
+    ],
+)
+def test_help_lists_the_options_of_wrappers(wrapper, under):
+    found = inspect.signature(wrapper).parameters
+    options = {
+        name: each.default
+        for name, each in inspect.signature(under).parameters.items()
+        if name not in ("target", "fn_name", "args", "kwargs")
+    }
+    options["fn_if_not_exist"] = "pass"
+    assert list(found)[:2] == ["target", "args"]
+    assert list(found)[-1] == "kwargs"
+    keywords = {
+        name: each.default
+        for name, each in found.items()
+        if each.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert keywords == options
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ A recurrent network of leaky units sees a digit row by row, waits, and then has 
 which it was. How well it does depends on how long its units remember, and on the
 learning rate: so both are swept, each pair of values in a lane of its own. All lanes
 begin with the same weights and see the same images, and one compiled step trains them
-all. The script prints the best pair, and draws the accuracy of every pair.
+all, but for the time constants: these are tagged, and left out of what is trained. The
+script prints the best pair, and draws the accuracy of every pair.
 
     pip install -e ".[examples]"
     python docs/examples/sweep.py
@@ -54,7 +55,7 @@ class Leaky(eqx.Module):
         self, h: Float[Array, " units"], x: Float[Array, " inputs"]
     ) -> Float[Array, " units"]:
         new = jnp.tanh(self.drive(x) + self.recurrent(h))
-        return h + (new - h) / jax.lax.stop_gradient(self.tau)
+        return h + (new - h) / self.tau
 
 
 class Reader(eqx.Module):
@@ -84,38 +85,43 @@ def load_data(pause: int, seed: int) -> list[Array]:
     return [train_x, train_y, test_x, test_y]
 
 
-def make_lanes(model: Reader, taus: Float[Array, " lanes"]) -> tuple[Reader, Reader]:
-    """The same model in every lane, but for its time constant; and its lane axes."""
+def make_lanes(
+    model: Reader, taus: Float[Array, " lanes"]
+) -> tuple[Reader, chorax.StateDelta[Reader]]:
+    """The same model in every lane, but for its time constant."""
     batched, axes = chorax.lanes.broadcast(model, len(taus), eqx.is_inexact_array)
-    batched, _ = chorax.vmap_call_all_fns(
+    return chorax.vmap_call_all_fns(
         batched,
         "set_tau",
         taus,
-        axis_size=len(taus),
         in_axes=axes,
         args_in_axes=0,
+        state_tag="hyper",
         fn_if_not_exist="pass",
     )
-    return batched, axes
 
 
-def make_step(axes: Reader) -> tuple[optax.GradientTransformation, Any]:
+def make_step(
+    delta: chorax.StateDelta[Reader], swept: Reader
+) -> tuple[optax.GradientTransformation, Any]:
     optimiser = optax.scale_by_adam()
 
     # Written for one lane, and one learning rate.
     def step(
         model: Reader, state: Any, rate: Float[Array, ""], x: Array, y: Array
     ) -> tuple[Reader, Any, Array]:
-        def loss(model: Reader) -> Array:
-            logits = jax.vmap(model)(x)
+        fixed, trained = eqx.partition(model, swept)
+
+        def loss(trained: Reader) -> Array:
+            logits = jax.vmap(eqx.combine(fixed, trained))(x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-        value, grads = eqx.filter_value_and_grad(loss)(model)
+        value, grads = eqx.filter_value_and_grad(loss)(trained)
         updates, state = optimiser.update(grads, state)
         updates = jax.tree.map(lambda g: -rate * g, updates)
         return eqx.apply_updates(model, updates), state, value
 
-    in_axes = (axes, 0, 0, None, None)
+    in_axes = (delta.in_axes, 0, 0, None, None)
     return optimiser, eqx.filter_jit(eqx.filter_vmap(step, in_axes=in_axes))
 
 
@@ -176,9 +182,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rates = jnp.geomspace(1e-3, 0.3, count)
     all_taus, all_rates = (x.ravel() for x in jnp.meshgrid(taus, rates, indexing="ij"))
 
-    models, axes = make_lanes(Reader(options.units, model_key), all_taus)
-    optimiser, step = make_step(axes)
-    state = jax.vmap(optimiser.init)(eqx.filter(models, eqx.is_inexact_array))
+    models, delta = make_lanes(Reader(options.units, model_key), all_taus)
+    swept = delta.select("hyper").filter_spec
+    _, trained = eqx.partition(models, swept)
+    optimiser, step = make_step(delta, swept)
+    state = jax.vmap(optimiser.init)(eqx.filter(trained, eqx.is_inexact_array))
     losses: list[Float[Array, " lanes"]] = []
     keys = jax.random.split(train_key, options.steps)
     for key in (bar := tqdm(keys, unit="step")):
@@ -189,11 +197,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         losses.append(loss)
         if len(losses) % 50 == 0:
             bar.set_postfix(best=f"{loss.min():.3f}", refresh=False)
+    assert (models.leaky.tau == all_taus).all(), "the swept values were trained"
 
     def score(model: Reader, x: Array, y: Int[Array, " images"]) -> Float[Array, ""]:
         return (jax.vmap(model)(x).argmax(axis=1) == y).mean()
 
-    score_all = eqx.filter_vmap(score, in_axes=(axes, None, None))
+    score_all = eqx.filter_vmap(score, in_axes=(delta.in_axes, None, None))
     accuracy = score_all(models, test_x, test_y).reshape(count, count)
     row, column = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
     print(f"{count * count} pairs in one run")

@@ -101,56 +101,63 @@ def vmap_call_all_fns(
     - `target`: a module, or any PyTree of modules.
     - `fn_name`: the name of a method, or a function `(node, *args, **kwargs) -> node`
         that is applied to every node.
-    - `args`: the positional arguments, a tuple; anything else is one argument.
+    - `args`: a tuple of positional arguments; anything else is a single argument.
     - `kwargs`: the keyword arguments; `None` for none.
-    - `axis_size`: the number of lanes, a positive integer. `None`: as many as the
-        leaves have that `in_axes` maps, or as a `StateDelta` says that maps none;
-        without `in_axes` it is required.
-    - `node_to_exclude`: a filter over nodes (see `chorax.filters`); those it keeps are
-        not called. The nodes inside them are. A tag or a class that matches none is
-        warned of.
-    - `state_tag`: a tag for the written leaves, which `delta.select` and filters find.
+    - `axis_size`: the number of lanes, a positive integer. It may be `None` if
+        `in_axes` is given: the mapped leaves then determine it, or the `axis_size` of
+        a `StateDelta` that maps no leaf.
+    - `node_to_exclude`: a filter over nodes (see `chorax.filters`). Nodes that it keeps
+        are not called; the nodes inside them are. A tag or class that matches no node
+        gives a warning.
+    - `state_tag`: a tag for the written leaves, by which `delta.select` and filters
+        find them. Swept values need one if the model is trained: an optimiser over all
+        inexact arrays would train them too. With the tag `"hyper"`, train the leaves of
+        `delta.select(~WithTag("hyper")).filter_spec` (`chorax.filters.WithTag`).
     - `fn_if_not_exist`: what to do about a node without that method: `"raise"`, skip
         it (`"pass"` or `"none"`), or skip it and `"warn"`.
-    - `key`: one PRNG key, which is split over the lanes, or `axis_size` keys, one a
-        lane. In each lane every node gets a key of its own, made from the lane's key
-        and the node's path, as the parameter `key` of its method, if it has one.
-    - `state_to_exclude`: a filter over leaves; those it keeps are written once for all
-        lanes, without a lane axis. A tag or a class that matches none is warned of.
+    - `key`: one PRNG key, which is split over the lanes, or an array of `axis_size`
+        keys, one per lane. In each lane every node gets a key of its own, derived from
+        the lane's key and the node's path. A method receives it as its parameter `key`,
+        if it has one.
+    - `state_to_exclude`: a filter over leaves. Leaves that it keeps are written once
+        for all lanes, without a lane axis. A tag or class that matches no written leaf
+        gives a warning.
     - `where`: a boolean array of shape `(axis_size,)`. Lanes where it is false keep
-        what they had, each its own value of a leaf that `in_axes` maps, and all the
-        same of one that they shared. A written leaf for which they had nothing (it was
-        `None`, or of another shape or dtype), or which `state_to_exclude` makes the
-        same for all, is an error. `None`: all lanes.
-    - `has_aux`: methods return `(node, aux)`; there is a third result.
-    - `in_axes`: the leaves of `target` that have a lane axis already, as
-        `eqx.filter_vmap` takes it, or a `StateDelta`. `None`: none has; a method sees
-        every leaf whole.
+        what they had: their own value of a leaf that `in_axes` maps, and the shared
+        value of any other. It is an error if a written leaf has nothing to keep (it was
+        `None`, or had another shape or dtype), or if `state_to_exclude` keeps it.
+        `None`: all lanes.
+    - `has_aux`: whether methods return `(node, aux)`.
+    - `in_axes`: which leaves of `target` already have a lane axis: a tree of axes, as
+        `eqx.filter_vmap` takes it, or a `StateDelta` (of which `eqx.filter_vmap` takes
+        `delta.in_axes`). `None`: no leaf has one, and a method sees every leaf whole.
     - `args_in_axes`, `kwargs_in_axes`: the same for the arguments. `None`: every lane
         gets them whole.
     - `axis_name`, `spmd_axis_name`: as in `jax.vmap`.
-    - `chunk_size`: at most so many lanes at a time (on each device), one chunk after
-        the other, to bound memory. `None`: all at once.
-    - `sharding`: where lanes are to live, as `chorax.lanes.shard` takes it. Each device
-        of the mesh axis computes and holds its own lanes, `axis_size` divided by the
-        number of devices, and nothing is sent between them; what lanes share is on all.
-        With `axis_name` or `spmd_axis_name` lanes may meet, and where a method closes
-        over an array on many devices all need it: there the compiler spreads one
-        program, and sends what it has to. `None`: wherever the arguments are.
+    - `chunk_size`: how many lanes to run at a time (on each device), to bound memory;
+        chunks run one after another. `None`: all lanes at once.
+    - `sharding`: the devices that hold the lanes, as in `chorax.lanes.shard`. Each
+        device of the mesh axis computes and holds its own lanes, `axis_size` divided by
+        the number of devices, without communication; what lanes share is on all
+        devices. Two cases do communicate, in one program that the compiler partitions:
+        calls with `axis_name` or `spmd_axis_name`, and methods that close over an array
+        on several devices. `None`: lanes are on the devices of the arguments.
 
     **Returns:**
 
-    A pair of the new model, in which every written array has a lane axis of size
-    `axis_size` in front, and the `StateDelta` of what was written. Leaves that were not
-    written are those of `target`, the same objects. With `has_aux`, a dictionary from
-    the dotted path of each called node to its `aux`, with a lane axis, is the third.
+    A pair of the new model, in which every written array has a leading lane axis of
+    size `axis_size`, and the `StateDelta` of what was written. Leaves that were not
+    written are those of `target`, the same objects. With `has_aux` there is a third
+    result: a dictionary from the dotted path of each called node to its `aux`, with a
+    lane axis.
 
     **Raises:**
 
     `ValueError`, `TypeError` or `AttributeError` for bad arguments, before any method
-    is called. What a method raises gets a note with the path of the node.
+    is called. An exception from inside a method gets a note with the path of the node.
 
-    `chorax.explain` takes the same arguments and tells what they come to.
+    `chorax.explain` takes the same arguments and shows what the call will do;
+    `call_all_fns` makes the call without lanes.
 
     ```python
     >>> import chorax
@@ -218,13 +225,14 @@ def call_all_fns(
 ) -> Any:
     """Calls one method on every module of a model, without lanes.
 
-    What one lane of `vmap_call_all_fns` does, with the same arguments; `key` is one
-    PRNG key, that of the lane.
+    This is what one lane of `vmap_call_all_fns` does. The arguments are as there, but
+    `key` is a single PRNG key, that of the lane.
 
     **Returns:**
 
-    A pair of the new model and the `StateDelta` of what was written; with `has_aux`, a
-    dictionary from the dotted path of each called node to its `aux` is the third.
+    A pair of the new model and the `StateDelta` of what was written. With `has_aux`
+    there is a third result: a dictionary from the dotted path of each called node to
+    its `aux`.
 
     **Raises:** as `vmap_call_all_fns`.
 

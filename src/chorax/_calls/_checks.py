@@ -1,6 +1,6 @@
-"""Checks of the arguments of collective calls, made before anything else is done."""
+"""Checks of the arguments of collective calls, made before all work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 import jax.tree_util as jtu
@@ -21,38 +21,40 @@ _FILTERS = ("node_to_exclude", "state_to_exclude")
 
 
 def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> Request:
-    """The arguments of a collective call as users give them, checked.
+    """Checks the arguments of a collective call.
 
-    `options` has all of them by name: what a signature says is said in no second place.
+    `options` has all of them by name: only signatures list them.
     """
     rest = dict(options)
     named = {name: rest.pop(name, None) for name in LANE_OPTIONS}
-    if has_lanes and rest["in_axes"] is not None:
-        named["axis_size"] = _size_of(target, rest["in_axes"], named["axis_size"])
-    if has_lanes and named["axis_size"] is None and is_one_size(rest["args"]):
-        raise ValueError(
-            "`axis_size` must be a positive integer, the number of lanes, but it is "
-            f"missing. {size_question(rest['args'])}"
-        )
-    lanes = check_lanes(**named) if has_lanes else None
+    lanes, where = None, rest.pop("where", None)
+    if has_lanes:
+        if rest["in_axes"] is not None:
+            named["axis_size"] = _size_of(target, rest["in_axes"], named["axis_size"])
+        if named["axis_size"] is None and is_one_size(rest["args"]):
+            raise ValueError(
+                "`axis_size` must be a positive integer, the number of lanes, but it "
+                f"is missing. {size_question(rest['args'])}"
+            )
+        lanes = _check_lanes(**named)
     bare = {name: bare_entries(rest[name]) for name in _FILTERS}
-    checked = {name: _CHECKS[name](rest.pop(name)) for name in _CHECKS}
+    _check_types(rest)
+    rest["kwargs"] = dict[str, Any](rest["kwargs"] or {})
     for name in _FILTERS:
-        checked[name] = check_filter(rest.pop(name), name)
-    where = rest.pop("where", None)
+        rest[name] = check_filter(rest[name], name)
     if lanes is not None and where is not None:
-        checked["where"] = check_mask(where, lanes.size, "where")
-    return Request(lanes=lanes, bare_filters=bare, **checked, **rest)
+        rest["where"] = check_mask(where, lanes.size, "where")
+    return Request(lanes=lanes, bare_filters=bare, **rest)
 
 
 def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
-    """The number of lanes: as given, or as the leaves that `in_axes` maps tell it;
-    where it maps none, as a delta does."""
-    told = in_axes.axis_size if isinstance(in_axes, AxesHolder) else None
+    """The number of lanes: as given, or that of the leaves that `in_axes` maps, or of a
+    delta that maps none."""
+    of_delta = in_axes.axis_size if isinstance(in_axes, AxesHolder) else None
     if given is not None:
         kind = cast("type[Any]", type(given))
         is_integer = issubclass(kind, int | np.integer)
-        if told is None or not is_integer or told == given:
+        if of_delta is None or not is_integer or of_delta == given:
             return given
     leaves, structure = jtu.tree_flatten(target)
     axes = resolve_axes(target, plain_axes(in_axes), "in_axes")
@@ -60,68 +62,58 @@ def _size_of(target: Any, in_axes: Any, given: Any) -> Any:
     if given is not None and size is None:
         raise ValueError(
             f"`axis_size` is {short(given)}, but the `StateDelta` that was given as "
-            f"`in_axes` has {told} lanes. Leave `axis_size` out, or give the delta of "
-            "the call that made these lanes."
+            f"`in_axes` has {of_delta} lanes. Leave `axis_size` out, or give the delta "
+            "of the call that made these lanes."
         )
-    return told if size is None else size if given is None else given
+    return of_delta if size is None else size if given is None else given
 
 
-def check_function(fn_name: Any) -> str | Callable[..., Any]:
-    """What to call on nodes: a method's name, or a function."""
-    if not isinstance(fn_name, str) and not callable(fn_name):
-        raise TypeError(
-            "`fn_name` must be the name of a method or a callable `(node, *args, "
-            f"**kwargs) -> node`, but got {shown(fn_name)}."
-        )
-    return fn_name
+def _check_types(options: Mapping[str, Any]) -> None:
+    """Checks the options that do not depend on the number of lanes."""
 
+    def require(is_right: bool, expected: str, name: str) -> None:
+        if not is_right:
+            got = shown(options[name])
+            raise TypeError(f"`{name}` must be {expected}, but got {got}.")
 
-def check_kwargs(kwargs: Any) -> dict[str, Any]:
-    """The keyword arguments as a dictionary."""
-    if kwargs is None:
-        return {}
-    if not isinstance(kwargs, Mapping):
-        raise TypeError(
-            f"`kwargs` must be a mapping or `None`, but got {shown(kwargs)}."
-        )
-    given = cast(Mapping[Any, Any], kwargs)
+    function, kwargs, tag = (options[x] for x in ("fn_name", "kwargs", "state_tag"))
+    expected = "the name of a method or a callable `(node, *args, **kwargs) -> node`"
+    require(isinstance(function, str) or callable(function), expected, "fn_name")
+    is_mapping = kwargs is None or isinstance(kwargs, Mapping)
+    require(is_mapping, "a mapping or `None`", "kwargs")
+    given = cast("Mapping[Any, Any]", kwargs or {})
     names = [name for name in given if not isinstance(name, str)]
     if names:
         raise TypeError(f"`kwargs` must have `str` keys, but has {short(names)}.")
-    return dict(given)
-
-
-def check_mode(fn_if_not_exist: Any) -> IfNotExist:
-    """What to do about nodes without the method."""
-    modes = get_args(IfNotExist)
-    if not isinstance(fn_if_not_exist, str) or fn_if_not_exist not in modes:
+    is_tag = tag is None or isinstance(tag, str)
+    require(is_tag, "a `str` or `None`", "state_tag")
+    mode, modes = options["fn_if_not_exist"], get_args(IfNotExist)
+    if not isinstance(mode, str) or mode not in modes:
         raise ValueError(
             f"`fn_if_not_exist` must be one of {', '.join(map(repr, modes))}, but got "
-            f"{short(fn_if_not_exist)}."
+            f"{short(mode)}."
         )
-    return cast(IfNotExist, fn_if_not_exist)
+    require(isinstance(options["has_aux"], bool), "`True` or `False`", "has_aux")
 
 
-def check_tag(state_tag: Any) -> str | None:
-    """The tag of written leaves."""
-    if state_tag is not None and not isinstance(state_tag, str):
-        raise TypeError(
-            f"`state_tag` must be a `str` or `None`, but got {shown(state_tag)}."
-        )
-    return state_tag
-
-
-def check_lanes(
+def _check_lanes(
     axis_size: Any,
-    axis_name: Any = None,
-    spmd_axis_name: Any = None,
-    chunk_size: Any = None,
-    sharding: Any = None,
+    axis_name: Any,
+    spmd_axis_name: Any,
+    chunk_size: Any,
+    sharding: Any,
 ) -> Lanes:
-    """The lanes that a batched call asks for."""
+    """The lanes of a batched call, checked."""
     size = check_positive(axis_size, "axis_size", "the number of lanes")
-    _check_name(axis_name, "axis_name")
-    _check_name(spmd_axis_name, "spmd_axis_name")
+    names = {"axis_name": axis_name, "spmd_axis_name": spmd_axis_name}
+    for option, name in names.items():
+        try:
+            hash(name)
+        except Exception:
+            raise TypeError(
+                f"`{option}` must be the name of an axis, as `jax.vmap` takes, which "
+                f"can be hashed, but got {shown(name)}."
+            ) from None
     if chunk_size is not None:
         if axis_name is not None:
             raise ValueError(
@@ -138,29 +130,3 @@ def check_lanes(
             "`jax.sharding.AxisType.Auto`."
         )
     return Lanes(size, axis_name, spmd_axis_name, chunk_size, where)
-
-
-def check_has_aux(value: Any) -> bool:
-    """A `bool`, and nothing that passes for one."""
-    if not isinstance(value, bool):
-        raise TypeError(f"`has_aux` must be `True` or `False`, but got {shown(value)}.")
-    return value
-
-
-def _check_name(name: Any, parameter: str) -> None:
-    try:
-        hash(name)
-    except Exception:
-        raise TypeError(
-            f"`{parameter}` must be the name of an axis, as `jax.vmap` takes, which "
-            f"can be hashed, but got {shown(name)}."
-        ) from None
-
-
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "fn_name": check_function,
-    "kwargs": check_kwargs,
-    "state_tag": check_tag,
-    "fn_if_not_exist": check_mode,
-    "has_aux": check_has_aux,
-}

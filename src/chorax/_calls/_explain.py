@@ -1,4 +1,4 @@
-"""`explain`, the public one."""
+"""The public function `explain`."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     _Name: TypeAlias = Hashable
     _Sharding: TypeAlias = NamedSharding | None
 else:
-    # What is wrong gets the errors of the call, whoever checks types.
+    # Wrong arguments raise the errors of the call, even if an import hook checks types.
     _Function = _Kwargs = _Size = _Key = _Mask = _Tag = _Flag = _Name = _Sharding = Any
     IfNotExist = Any
 
@@ -50,25 +50,26 @@ def explain(
     chunk_size: _Size = None,
     sharding: _Sharding = None,
 ) -> Explanation:
-    """Tells what a collective call will do, without doing it.
+    """Shows what a collective call will do, without doing it.
 
-    Which nodes are called, in which order; how they fall into kinds, each of which is
-    traced once, and into waves, that run one after the other; which nodes are skipped
-    and why; what each writes, with shapes before and after and the bytes it takes; and
-    which inexact arrays stay the same in all lanes.
-    Methods are traced, as the call itself would, and nothing is computed: it takes
-    models of any size. The idea is that of `EXPLAIN` in SQL.
+    It lists which nodes are called, in which order; how they fall into kinds, each of
+    which is traced once, and into waves, which run one after another; which nodes are
+    skipped, and why; what each call writes, with shapes before and after and the bytes
+    it takes; and which inexact arrays stay the same in all lanes.
+    Methods are traced, as in the call itself, but nothing is computed, so models may be
+    of any size. The idea is that of `EXPLAIN` in SQL.
 
-    **Arguments:** those of `vmap_call_all_fns`; without any option of lanes it tells of
-    `call_all_fns` instead. `init_all_states` and its relatives are calls of
+    **Arguments:** those of `vmap_call_all_fns`; without any option about lanes it
+    explains `call_all_fns` instead. `init_all_states` and its relatives are calls of
     `"init_state"` or `"reset_state"` with `fn_if_not_exist="pass"`.
 
     **Returns:**
 
-    An `Explanation`. It prints as a table, and as an HTML table in a notebook; `calls`
-    and `skipped` have the same as values.
+    An `Explanation`. It prints as a table, and as an HTML table in a notebook; its
+    fields `calls` and `skipped` hold the same information as values.
 
-    **Raises:** what the call would raise.
+    **Raises:** what the call would raise, except for nodes without the method: they are
+    listed as skipped.
 
     ```python
     >>> import chorax, equinox as eqx, jax, jax.numpy as jnp

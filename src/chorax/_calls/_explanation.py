@@ -1,10 +1,8 @@
-"""What a collective call will do, told before it is made.
-
-The call is planned as it would be for real, on shapes, and the plan is read out.
-"""
+"""What a collective call will do: the call is planned on shapes, and the plan is read
+out."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ from .._plan._schedule import Visit
 from .._plan._select import Calls, find_methods, select
 from .._text._places import dotted, Path
 from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
-from .._tree._nodes import Node, walk_nodes
+from .._tree._nodes import walk_nodes
 from .._tree._paths import leaf_paths
 
 
@@ -27,9 +25,9 @@ from .._tree._paths import leaf_paths
 class LeafChange:
     """A leaf that one node's call writes.
 
-    `before` and `after` are arrays as `jax.ShapeDtypeStruct`, with their lane axis, or
-    else the values themselves; `after_axis` is the lane axis of the new one. A leaf
-    that was not there, or is gone, is `None`.
+    `before` and `after` are arrays as `jax.ShapeDtypeStruct` with their lane axis, the
+    index of which is `before_axis` or `after_axis`; or else the values themselves. A
+    leaf that was not there, or is not there any more, is `None`.
     """
 
     path: Path
@@ -40,58 +38,46 @@ class LeafChange:
 
     @property
     def bytes(self) -> int:
-        """The size of the new value in all lanes; 0 if it is no array."""
+        """The size of the new value in all lanes; 0 if it is not an array."""
         return size_of(self.after) or 0
 
 
 @dataclasses.dataclass(frozen=True)
-class NodeCall:
-    """One node's call.
+class ExplainedNode:
+    """A node that is called, or skipped.
 
-    `kind` is the number of its kind, from 1; nodes of one kind are traced once. Calls
-    of one `wave`, from 1, read nothing of each other. `wave` is `None` where nothing is
-    left to compute: the call makes no new array, or others overwrite what it makes.
-    `has_rule` is false where a function that goes by class, as `reset_parameters` does,
-    has no rule for this one. `holds` is how many arrays, inexact and directly in the
-    node, are left as they were, the same in all lanes.
+    `reason` says why it is skipped, or why its call writes nothing. `kind` is the
+    number of its kind, from 1; nodes of one kind are traced once. Calls of one `wave`,
+    from 1, do not read each other's results. `wave` is `None` where nothing is left to
+    compute: the call makes no new array, or other calls overwrite what it makes.
     """
-
-    path: Path
-    class_name: str
-    kind: int
-    wave: int | None
-    writes: tuple[LeafChange, ...]
-    has_rule: bool = True
-    holds: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A node that is not called, and why."""
 
     path: Path
     class_name: str
     reason: str
+    kind: int | None = None
+    wave: int | None = None
+    writes: tuple[LeafChange, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What a collective call will do, as `chorax.explain` tells it.
+    """What a collective call will do, as `chorax.explain` finds it.
 
     `calls` are in the order in which the nodes are called, each with its `path`,
     `class_name`, `kind`, `wave` and `writes` (leaves with `path`, `before` and
-    `after`); `skipped` are the others, each with its `reason`. `paths` are the dotted
-    paths of the leaves that are written in the end, and `bytes` their size in all
-    lanes, which are divided among `devices` where there is a `sharding`. `shared` are
-    the inexact arrays that stay the same in all lanes, by path. It prints as a table,
-    in a notebook too; rows that differ in the indices of their path alone are folded
-    into the first.
+    `after`). `skipped` are the other nodes, each with its `path`, `class_name` and
+    `reason`. `paths` are the dotted paths of the leaves that are written in the end,
+    and `bytes` is their size in all lanes, which are divided among `devices` if there
+    is a `sharding`. `shared` are the inexact arrays that stay the same in all lanes, as
+    pairs of path and `jax.ShapeDtypeStruct`. It prints as a table, in a notebook too;
+    rows that differ only in the indices of their paths are folded into one.
     """
 
     label: str
     axis_size: int | None
-    calls: tuple[NodeCall, ...]
-    skipped: tuple[Skipped, ...]
+    calls: tuple[ExplainedNode, ...]
+    skipped: tuple[ExplainedNode, ...]
     paths: tuple[str, ...]
     bytes: int
     devices: int | None = None
@@ -104,7 +90,8 @@ class Explanation:
 
     @property
     def waves(self) -> int:
-        """How many calls have to wait for one another at most."""
+        """How many waves there are: the longest chain of calls that read each other's
+        results."""
         return max((call.wave or 0 for call in self.calls), default=0)
 
     def __repr__(self) -> str:
@@ -126,134 +113,125 @@ class Explanation:
             f"{in_bytes(self.bytes)}"
         )
         head = ("node", "class", "kind", "wave", "writes", "before", "after", "bytes")
-        yield Table(summary, head, tuple(self._rows()))
+        rows = [row for call in self.calls for row in _rows(call)]
+        yield Table(summary, head, tuple(rows))
         if self.skipped:
-            rows = tuple(
-                Row(each.path, (each.class_name, each.reason)) for each in self.skipped
-            )
-            head = ("node", "class", "why")
-            yield Table(f"{counted(len(rows), 'node')} skipped", head, rows)
+            rows = [Row(x.path, (x.class_name, x.reason)) for x in self.skipped]
+            title = f"{counted(len(rows), 'node')} skipped"
+            yield Table(title, ("node", "class", "why"), tuple(rows))
         if self.shared:
-            rows = tuple(
-                Row(path, value_cells(struct, None), size_of(struct))
-                for path, struct in self.shared
-            )
+            rows = [Row(p, value_cells(x, None), size_of(x)) for p, x in self.shared]
             count = counted(len(rows), "array")
             title = f"{count} shared by all lanes: no call writes them"
-            yield Table(title, ("path", "type", "shape", "bytes"), rows)
+            yield Table(title, ("path", "type", "shape", "bytes"), tuple(rows))
 
-    def _rows(self) -> Iterator[Row]:
-        for call in self.calls:
-            own = call.class_name, str(call.kind), str(call.wave or "-")
-            if not call.writes:
-                yield Row(call.path, (*own, _nothing(call), "", ""))
-            for leaf in call.writes:
-                name = dotted(leaf.path[len(call.path) :]) or "()"
-                before = _cell(leaf.before, leaf.before_axis)
-                after = _cell(leaf.after, leaf.after_axis)
-                size = size_of(leaf.after)
-                yield Row(call.path, (*own, name, before, after), size)
+
+def _rows(call: ExplainedNode) -> Iterator[Row]:
+    first = call.class_name, str(call.kind), str(call.wave or "-")
+    if not call.writes:
+        yield Row(call.path, (*first, call.reason, "", ""))
+    for leaf in call.writes:
+        name = dotted(leaf.path[len(call.path) :]) or "()"
+        before = _cell(leaf.before, leaf.before_axis)
+        after = _cell(leaf.after, leaf.after_axis)
+        yield Row(call.path, (*first, name, before, after), size_of(leaf.after))
+
+
+def _cell(value: Any, axis: int | None) -> str:
+    return "None" if value is None else " ".join(value_cells(value, axis))
 
 
 def run_explanation(target: Any, request: Request) -> Explanation:
-    """Plans a call, and makes no array."""
+    """Plans a call, and computes no array."""
     with request.scope():
         return _explain(target, request)
 
 
 def _explain(target: Any, request: Request) -> Explanation:
+    why_not = f"has no method `{request.label}`"
+    if request.fn_if_not_exist == "raise":
+        # The error would name one node; here all of them are listed.
+        why_not = "no method: the call would raise"
+        request = dataclasses.replace(request, fn_if_not_exist="pass")
     calls = select(walk_nodes(target), request)
     methods, _ = find_methods(calls)
     plan = make_plan(calls, methods)
     kept = kept_arrays(plan, calls)
-    reader = _Reader(plan, calls, kept)
-    sharding = None if request.lanes is None else request.lanes.sharding
+    reader = _Reader(plan, calls)
+    waves = {path: step.wave + 1 for step in plan.steps for path in step.paths}
+    kinds: dict[int, int] = {}
+    called: list[ExplainedNode] = []
+    for visit in plan.visits:
+        path, cls = visit.node.path, visit.node.cls
+        kind = kinds.setdefault(id(visit.trace.outcome), len(kinds) + 1)
+        writes = tuple(reader.changes(visit))
+        reason = "" if writes else "nothing"
+        if not writes and not has_rule(request.fn_name, cls):
+            count = len(kept.get(path, ()))
+            holds = f"no rule for {cls.__name__}, holds {counted(count, 'array')}"
+            reason = holds if count else "nothing to draw"
+        wave = waves.get(path)
+        called.append(ExplainedNode(path, cls.__name__, reason, kind, wave, writes))
     skipped = [
-        _skipped(node, index in calls.excluded, request.label)
+        ExplainedNode(
+            node.path,
+            node.cls.__name__,
+            "`node_to_exclude`" if index in calls.excluded else why_not,
+        )
         for index, node in enumerate(calls.tree.nodes)
         if index not in methods
     ]
+    written = [leaf for leaf in plan.leaves if leaf.written]
+    sizes = [size_of(reader.value(x.name, x.has_lanes)[0]) or 0 for x in written]
+    sharding = None if request.lanes is None else request.lanes.sharding
     return Explanation(
         request.label,
         request.size,
-        tuple(reader.calls()),
+        tuple(called),
         tuple(skipped),
-        tuple(dotted(leaf.path) for leaf in plan.leaves if leaf.written),
-        reader.bytes(),
-        sharding.parts if sharding is not None else None,
+        tuple(dotted(leaf.path) for leaf in written),
+        sum(sizes),
+        None if sharding is None else sharding.parts,
         tuple(row for rows in kept.values() for row in rows) if request.lanes else (),
     )
 
 
-def _skipped(node: Node, is_excluded: bool, label: str) -> Skipped:
-    reason = "`node_to_exclude`" if is_excluded else f"has no method `{label}`"
-    return Skipped(node.path, node.cls.__name__, reason)
-
-
 class _Reader:
-    """Reads a plan in words of shapes."""
+    """Reads values off a plan, as shapes."""
 
-    def __init__(
-        self, plan: Plan, calls: Calls, kept: Mapping[Path, Sequence[Any]]
-    ) -> None:
-        self._plan = plan
-        self._kept = kept
+    def __init__(self, plan: Plan, calls: Calls) -> None:
+        self._specs = plan.specs
         self._axes = calls.axes
         self._size = calls.request.size
-        self._function = calls.request.fn_name
-        # What was put back where it stood is as it was.
-        self._has_lanes = {
+        # A value that was put back where it was has the lanes it had.
+        self._has_lanes: dict[tuple[Path, int | None], bool | None] = {
             (leaf.path, leaf.name): leaf.has_lanes if leaf.written else None
             for leaf in plan.leaves
         }
-        self._wave: dict[Path, int] = {
-            path: step.wave + 1 for step in plan.steps for path in step.paths
-        }
 
-    def calls(self) -> Iterator[NodeCall]:
-        """What each call does."""
-        kinds: dict[int, int] = {}
-        for visit in self._plan.visits:
-            path, cls = visit.node.path, visit.node.cls
-            kind = kinds.setdefault(id(visit.trace.outcome), len(kinds) + 1)
-            writes = tuple(self._changes(visit))
-            name = cls.__name__
-            rest = has_rule(self._function, cls), len(self._kept.get(path, ()))
-            yield NodeCall(path, name, kind, self._wave.get(path), writes, *rest)
-
-    def bytes(self) -> int:
-        """The size of all that is written in the end."""
-        every = (leaf for leaf in self._plan.leaves if leaf.written)
-        values = [self._value(leaf.name, leaf.has_lanes)[0] for leaf in every]
-        return sum(size_of(x) or 0 for x in values)
-
-    def _changes(self, visit: Visit) -> Iterator[LeafChange]:
-        path = visit.node.path
+    def changes(self, visit: Visit) -> Iterator[LeafChange]:
+        """The leaves that a call writes, whether or not others overwrite them."""
         old, new = _by_path(*visit.before), _by_path(*visit.after)
         for below in dict.fromkeys([*new, *old]):
             before, after = old.get(below), new.get(below)
-            if same_value(self._plan.specs, before, after):
-                continue
-            where = (*path, *below)
-            was, was_axis = None, None
-            if before is not None:
-                was, was_axis = self._value(before, None)
-            value, axis = None, None
-            if after is not None:
-                in_lanes = self._has_lanes.get((where, after), self._size is not None)
-                value, axis = self._value(after, in_lanes)
-            yield LeafChange(where, was, value, was_axis, axis)
+            if not same_value(self._specs, before, after):
+                path = (*visit.node.path, *below)
+                is_batched = self._size is not None
+                has_lanes = self._has_lanes.get((path, after), is_batched)
+                was, was_axis = self.value(before, None)
+                value, axis = self.value(after, has_lanes)
+                yield LeafChange(path, was, value, was_axis, axis)
 
-    def _value(self, name: int, in_lanes: bool | None) -> tuple[Any, int | None]:
-        """A value as a shape, and its lane axis; where `in_lanes` is `None`, as it is
-        now, and else with its lanes in front or without them."""
-        spec = self._plan.specs[name]
+    def value(self, name: int | None, has_lanes: bool | None) -> tuple[Any, int | None]:
+        """A value as a shape, and its lane axis: in front, or none; where `has_lanes`
+        is `None`, the one that it has."""
+        if name is None:
+            return None, None
+        spec = self._specs[name]
         if not isinstance(spec, ArraySpec):
             return spec.value, None
-        axis = 0 if spec.has_lanes else None
-        if in_lanes is not None:
-            axis = 0 if in_lanes else None
-        elif name < len(self._axes):
+        axis = 0 if (spec.has_lanes if has_lanes is None else has_lanes) else None
+        if has_lanes is None and name < len(self._axes):
             axis = self._axes[name]
         shape = list(spec.struct.shape)
         if axis is not None and self._size is not None:
@@ -261,20 +239,5 @@ class _Reader:
         return jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype), axis
 
 
-def _nothing(call: NodeCall) -> str:
-    if call.has_rule:
-        return "nothing"
-    if not call.holds:
-        return "nothing to draw"
-    return f"no rule for {call.class_name}, holds {counted(call.holds, 'array')}"
-
-
-def _by_path(structure: jtu.PyTreeDef, names: Sequence[int]) -> Mapping[Path, int]:
+def _by_path(structure: jtu.PyTreeDef, names: tuple[int, ...]) -> Mapping[Path, int]:
     return dict(zip(leaf_paths(structure), names, strict=True))
-
-
-def _cell(value: Any, axis: int | None) -> str:
-    if value is None:
-        return "None"
-    kind, form = value_cells(value, axis)
-    return f"{kind} {form}"

@@ -1,7 +1,9 @@
-"""Collective calls under their usual names: making and resetting states."""
+"""Collective calls of `init_state` and `reset_state`."""
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Literal, overload, SupportsIndex, TypeVar
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast, Literal, overload, SupportsIndex, TypeVar
 
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
@@ -13,6 +15,41 @@ from ._call import call_all_fns, vmap_call_all_fns
 
 
 T = TypeVar("T")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Defaults of the wrappers that differ from those of the functions they call.
+_DEFAULTS = {"fn_if_not_exist": "pass"}
+
+
+def _calls(function: Callable[..., Any], method: str) -> Callable[[F], F]:
+    """Makes a wrapper call a collective function with the name of a method.
+
+    Keywords that are not options of that function go to the method. `help` lists the
+    options, which the wrapper does not repeat.
+    """
+    # All but `target`, `fn_name`, `args` and `kwargs`.
+    _, _, _, _, *rest = inspect.signature(function).parameters.values()
+    options = {
+        each.name: each.replace(
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            default=_DEFAULTS.get(each.name, each.default),
+        )
+        for each in rest
+    }
+
+    def decorate(wrapper: F) -> F:
+        @functools.wraps(wrapper)
+        def call(target: Any, *args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(name) for name in options if name in kwargs}
+            return function(target, method, args, kwargs, **{**_DEFAULTS, **given})
+
+        target, args, kwargs = inspect.signature(wrapper).parameters.values()
+        signature = inspect.Signature([target, args, *options.values(), kwargs])
+        cast(Any, call).__signature__ = signature
+        return cast(F, call)
+
+    return decorate
 
 
 @overload
@@ -35,24 +72,15 @@ def init_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def init_all_states(
-    target: Any,
-    *args: Any,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_calls(call_all_fns, "init_state")
+def init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `init_state(*args, **kwargs)` on every module that has it.
 
-    As `call_all_fns(target, "init_state", args, kwargs, ...)`, whose keyword options it
-    takes; modules without the method are skipped, unless `fn_if_not_exist` says
-    otherwise.
+    As `call_all_fns(target, "init_state", args, kwargs, ...)`, with the same keyword
+    options, but `fn_if_not_exist` is `"pass"` by default.
 
-    **Returns:** the new model and the `StateDelta` of what was written.
+    **Returns:** the new model and the `StateDelta` of what was written; `aux` as well,
+    with `has_aux`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -68,8 +96,6 @@ def init_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(call_all_fns, "init_state", given)
 
 
 @overload
@@ -101,34 +127,16 @@ def vmap_init_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def vmap_init_all_states(
-    target: Any,
-    *args: Any,
-    axis_size: Any = None,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    where: Any = None,
-    in_axes: Any = None,
-    args_in_axes: Any = None,
-    kwargs_in_axes: Any = None,
-    axis_name: Any = None,
-    spmd_axis_name: Any = None,
-    chunk_size: Any = None,
-    sharding: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
-    """Calls `init_state(*args, **kwargs)` in every module that has it, in many lanes.
+@_calls(vmap_call_all_fns, "init_state")
+def vmap_init_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls `init_state(*args, **kwargs)` on every module that has it, in many lanes.
 
-    As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, whose
-    keyword options it takes; modules without the method are skipped, unless
-    `fn_if_not_exist` says otherwise.
+    As `vmap_call_all_fns(target, "init_state", args, kwargs, axis_size, ...)`, with the
+    same keyword options, but `fn_if_not_exist` is `"pass"` by default.
 
-    **Returns:** the new model, whose states have a lane axis of size `axis_size` in
-    front, and the `StateDelta` of what was written.
+    **Returns:** the new model, whose states have a leading lane axis of size
+    `axis_size`, and the `StateDelta` of what was written; `aux` as well, with
+    `has_aux`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -144,8 +152,6 @@ def vmap_init_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(vmap_call_all_fns, "init_state", given)
 
 
 @overload
@@ -168,22 +174,13 @@ def reset_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def reset_all_states(
-    target: Any,
-    *args: Any,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_calls(call_all_fns, "reset_state")
+def reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it.
 
     As `init_all_states`, for `reset_state`.
 
-    **Returns:** the new model and the `StateDelta` of what was written.
+    **Returns:** as `init_all_states`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -199,8 +196,6 @@ def reset_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(call_all_fns, "reset_state", given)
 
 
 @overload
@@ -232,33 +227,15 @@ def vmap_reset_all_states(
 ) -> tuple[T, StateDelta[T], dict[str, Any]]: ...
 
 
-def vmap_reset_all_states(
-    target: Any,
-    *args: Any,
-    axis_size: Any = None,
-    key: Any = None,
-    node_to_exclude: Any = None,
-    fn_if_not_exist: Any = "pass",
-    state_tag: Any = None,
-    state_to_exclude: Any = None,
-    where: Any = None,
-    in_axes: Any = None,
-    args_in_axes: Any = None,
-    kwargs_in_axes: Any = None,
-    axis_name: Any = None,
-    spmd_axis_name: Any = None,
-    chunk_size: Any = None,
-    sharding: Any = None,
-    has_aux: Any = False,
-    **kwargs: Any,
-) -> Any:
+@_calls(vmap_call_all_fns, "reset_state")
+def vmap_reset_all_states(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `reset_state(*args, **kwargs)` on every module that has it, in many lanes.
 
-    As `vmap_init_all_states`, for `reset_state`. For a model that has lanes already
-    pass `in_axes`, such as the delta of the call that made them: each lane then resets
-    its own slice. With `where` only the lanes where it is true are reset.
+    As `vmap_init_all_states`, for `reset_state`. For a model that already has lanes
+    pass `in_axes`, such as the delta of the call that made them, so that each lane
+    resets its own slice. With `where`, only lanes where it is true are reset.
 
-    **Returns:** the new model and the `StateDelta` of what was written.
+    **Returns:** as `vmap_init_all_states`.
 
     **Raises:** as `vmap_call_all_fns`.
 
@@ -278,10 +255,3 @@ def vmap_reset_all_states(
 
     ```
     """
-    given = dict(locals())
-    return _call(vmap_call_all_fns, "reset_state", given)
-
-
-def _call(function: Any, fn_name: str, given: dict[str, Any]) -> Any:
-    target, args, kwargs = (given.pop(name) for name in ("target", "args", "kwargs"))
-    return function(target, fn_name, args, kwargs, **given)

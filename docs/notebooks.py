@@ -1,6 +1,7 @@
 """A page from each notebook in `pages`: run while the site is built, shown with what
 its cells return."""
 
+import functools
 import html
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ def notebooks() -> list[Path]:
     return sorted(PAGES.glob("**/*.py"))
 
 
-def run(path: Path) -> Any:
-    """The notebook with its outputs; an error in a cell is an error of the build."""
-    notebook = jupytext.read(path)
+@functools.cache
+def run(source: str) -> Any:
+    """The notebook with its outputs; an error in a cell is an error of the build.
+
+    Remembered, since `mkdocs serve` builds all pages when one has changed.
+    """
+    notebook = jupytext.reads(source, fmt="py:percent")
     # By files rather than ports, which others on the machine could read.
     config = Config(AsyncKernelManager={"transport": "ipc"})
     client = nbclient.NotebookClient(
@@ -58,7 +63,7 @@ def on_files(files: Files, config: Any) -> Files:
     for path in notebooks():
         source = path.relative_to(PAGES)
         files.remove(files.src_uris[str(source)])
-        content = to_markdown(run(path))
+        content = to_markdown(run(path.read_text()))
         name = str(source.with_suffix(".md"))
         files.append(File.generated(config, name, content=content))
     return files

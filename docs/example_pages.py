@@ -39,8 +39,7 @@ def page_of(script: Path) -> str:
     picture = f"[![{title}]({script.stem}.png)]({script.stem}.png)"
     # One heading makes no table of contents, and code has its room.
     front = "---\nhide: [toc]\n---\n"
-    where = f"`docs/examples/{script.name}`"
-    parts = (f"# {title}", text, picture, where, f"```python\n{code}\n```")
+    parts = (f"# {title}", text, picture, f"```python\n{code}\n```")
     return front + "\n\n".join(parts) + "\n"
 
 

@@ -35,11 +35,11 @@ _EQUINOX = {
     "api/nn/stateful/": "nn.State nn.make_with_state",
 }
 _JAX = (
-    "Array ShapeDtypeStruct clear_caches custom_jvp device_put disable_jit grad jit "
-    "lax.cond lax.pmean lax.scan lax.while_loop make_array_from_process_local_data "
-    "make_mesh nn.relu numpy.all numpy.stack numpy.sum numpy.where numpy.zeros_like "
-    "random.key random.normal random.split set_mesh shard_map tree.map "
-    "tree_util.Partial vmap"
+    "Array ShapeDtypeStruct checkpoint clear_caches custom_jvp device_put disable_jit "
+    "grad jit lax.cond lax.pmean lax.scan lax.while_loop "
+    "make_array_from_process_local_data make_mesh nn.relu numpy.all numpy.stack "
+    "numpy.sum numpy.where numpy.zeros_like random.key random.normal random.split "
+    "set_mesh shard_map tree.map tree_util.Partial vmap"
 )
 _JAX_MODULES = {
     "jax.distributed": "jax.distributed.html#module-jax.distributed",

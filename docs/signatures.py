@@ -20,12 +20,15 @@ class ReadableSignatures(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         for member in _members(pkg):
             if member.is_attribute:
+                if str(member.annotation) == "TypeAlias":
+                    member.value = _spelt_out(member.value, pkg)
                 member.annotation = _spelt_out(member.annotation, pkg)
             elif member.is_function:
                 if member.overloads:
                     _merge_overloads(member)
                 for parameter in member.parameters:
                     parameter.annotation = _spelt_out(parameter.annotation, pkg)
+                    parameter.default = _default(parameter.default, pkg)
                 member.returns = _spelt_out(member.returns, pkg)
 
 
@@ -53,11 +56,9 @@ def _merge_overloads(function: griffe.Function) -> None:
         types = [
             x.parameters[name].annotation for x in overloads if name in x.parameters
         ]
-        default = None
-        if each.default is not each.empty:
-            default = "..." if each.default is ... else repr(each.default)
-        elif name in old:
-            default = old[name].default
+        default = old[name].default if name in old else None
+        if default is None and each.default is not each.empty:
+            default = repr(each.default)
         kind = getattr(kinds, each.kind.name.lower())
         parameters.append(
             griffe.Parameter(name, annotation=_union(types), kind=kind, default=default)
@@ -83,18 +84,37 @@ def _parts(annotation: Any) -> list[Any]:
     return [] if annotation is None else [annotation]
 
 
+def _value_of(name: griffe.ExprName, package: griffe.Module) -> Any:
+    """What a name stands for that only this package's code can use, else `None`."""
+    root, _, path = name.canonical_path.partition(".")
+    is_private = "_" in (part[:1] for part in path.split("."))
+    if root != package.name or not is_private:
+        return None
+    for module in (package, package["lanes"], package["filters"]):
+        member = module.members.get(name.name)
+        is_alias = member is not None and member.is_alias
+        if is_alias and member.target_path == name.canonical_path:
+            return None  # Its place is private, and its name is public.
+    return getattr(package[path], "value", None)
+
+
+def _default(default: Any, package: griffe.Module) -> Any:
+    """A default without private names; an object for "not given" is `...`."""
+    if not isinstance(default, griffe.ExprName):
+        return default
+    value = _value_of(default, package)
+    return "..." if str(value) == "object()" else value or default
+
+
 def _spelt_out(annotation: Any, package: griffe.Module) -> Any:
     """The annotation without names of types that only this package's code can use."""
     if isinstance(annotation, griffe.ExprName):
-        root, _, path = annotation.canonical_path.partition(".")
-        is_private = "_" in (part[:1] for part in path.split("."))
-        if root != package.name or not is_private:
-            return annotation
-        value = getattr(package[path], "value", None)
+        value = _value_of(annotation, package)
         if not isinstance(value, griffe.Expr):
             return annotation
         if str(value).startswith("TypeVar("):
-            return annotation.name  # Without a link: there is nothing to read there.
+            # Without a link: there is nothing to read there.
+            return annotation.name.lstrip("_")
         return _spelt_out(value, package)
     if isinstance(annotation, griffe.Expr):
         for field in dataclasses.fields(annotation):

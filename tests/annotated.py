@@ -86,7 +86,7 @@ class Held(eqx.Module, Generic[T]):
 
 
 def f(*shape: int, dtype: Any = jnp.float32) -> Array:
-    # From NumPy, so that nothing is compiled for each shape.
+    # From NumPy, so that nothing is compiled per shape.
     return jnp.asarray(np.zeros(shape, dtype))
 
 
@@ -97,7 +97,7 @@ def i(*shape: int) -> Array:
 key = jax.random.key(0)
 old_key = jax.random.key_data(key)
 
-# Annotation, values that fit, values that do not.
+# An annotation, values that fit it, and values that do not.
 ANNOTATIONS: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "float": (Float[Array, ""], [f(), f(dtype=jnp.bfloat16)], [i(), f(1), 1.0, None]),
     "float32": (Float32[Array, "3"], [f(3)], [f(3, dtype=jnp.float16), f(4)]),
@@ -291,7 +291,7 @@ class Unset(eqx.Module):
     w: Float[Array, "n"] = eqx.field(init=False)
 
 
-# A class, and arguments for it that fit and that do not.
+# A class, with arguments that fit and arguments that do not.
 MODULES: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "inherited": (
         Inherits,

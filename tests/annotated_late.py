@@ -1,4 +1,4 @@
-"""Modules whose annotations are strings: those of this file are never evaluated."""
+"""Modules whose annotations are strings, because this file does not evaluate them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Late(eqx.Module):
 
 
 class Unknown(eqx.Module):
-    """Nobody can say what `v` is, but `w` is known."""
+    """The annotation of `v` can't be resolved, but that of `w` can."""
 
     v: Int[Array, "n"]
     w: Float[Array, "n"]
@@ -40,7 +40,7 @@ class LateChild(LateBase[Float[Array, "n"]]):
 
 @dataclasses.dataclass
 class Link:
-    """A record that may hold one of its own kind."""
+    """A record that may contain another one of its class."""
 
     v: Float[Array, "n"]
     rest: Link | None = None

@@ -84,7 +84,7 @@ def apply_text(got):
 
 def structure_text(place, model, delta):
     return (
-        "This model has another structure than the delta was made from: at "
+        "This model does not have the structure that the delta was made from: at "
         f"{place}, the model: {model}; the delta: {delta}."
     )
 
@@ -120,14 +120,15 @@ def module_text(got):
 def layer_text(got):
     return (
         f"`reset_parameters` takes one layer, but got {got}. Pass a whole model to "
-        "`call_all_fns(model, reset_parameters, key=key)`, or register a rule by "
+        "`call_all_fns(model, reset_parameters, key=key)`, or register a rule with "
         "`@chorax.reset_parameters.register`."
     )
 
 
 def check_text(got):
     return (
-        f"There is nothing to check: the model has no `eqx.Module` in it, but is {got}."
+        "There is nothing to check: the model does not contain an `eqx.Module`, but is "
+        f"{got}."
     )
 
 
@@ -204,8 +205,8 @@ FUNCTIONS: dict[str, Mistake] = {
     ),
     "deltas of other lanes": wrong(
         ValueError,
-        "These deltas have 3 and 4 lanes. Only what was written in the same lanes goes "
-        "into one delta.",
+        "These deltas have 3 and 4 lanes. Only values written in the same lanes can be "
+        "combined into one delta.",
         lambda target: delta_of(3) | delta_of(4),
         runs=None,
     ),
@@ -307,10 +308,10 @@ FUNCTIONS: dict[str, Mistake] = {
     ),
     "reset_parameters of what is no array": wrong(
         TypeError,
-        "`weight` of Linear is no array, but a BadRepr, so its parameters can't be "
-        "drawn as its constructor would. Register a rule, "
-        "`@chorax.reset_parameters.register`, for a class of your own, or exclude the "
-        "layer by `node_to_exclude`.",
+        "`weight` of Linear is not an array but a BadRepr, so it can't be drawn as the "
+        "constructor would. Register a rule for a class of your own with "
+        "`@chorax.reset_parameters.register`, or exclude the layer by "
+        "`node_to_exclude`.",
         lambda target: call_all_fns(
             {"a": linear(weight=BadRepr())}, reset_parameters, key=KEY
         ),

@@ -35,8 +35,8 @@ from misuses import (
 
 
 NO_LANES = (
-    "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` or the "
-    "tree of axes that came with the batched model."
+    "No leaf has a lane axis: `axes` is `None` everywhere. Pass the `StateDelta` or "
+    "the tree of axes that came with the batched model."
 )
 
 
@@ -62,23 +62,23 @@ def items_text(got, name="`models` of `stack`"):
 
 def differ_text(place, parts, one, other, cure=True):
     more = (
-        " What is no array is shared by all lanes; make it an array to have one per "
-        "lane."
+        " A leaf that is not an array is shared by all lanes; make it an array to have "
+        "one per lane."
     )
     return f"{place} of {parts} differ: {one} against {other}.{more if cure else ''}"
 
 
 def index_text(got):
     return (
-        "Lanes are taken by an integer, a slice, a mask or an array of indices, but "
+        "`index` must be an integer, a slice, a mask or an array of indices, but "
         f"got {got}."
     )
 
 
 def slice_text(got):
     return (
-        f"A slice of lanes takes integers, known while tracing, but got {got}. An "
-        "array of indices may be traced."
+        "A slice of lanes must have integers that are known while tracing, but got "
+        f"{got}. An array of indices may be traced."
     )
 
 
@@ -225,7 +225,9 @@ LANES: dict[str, Mistake] = {
     ),
     "stack of an array and a string": wrong(
         ValueError,
-        "`v` of model 0 and model 1 differ: one is no array, but a str, " + LONG + ".",
+        "`v` of model 0 and model 1 differ: one is not an array but a str, "
+        + LONG
+        + ".",
         lambda target: lanes.stack([{"v": f32(2)}, {"v": "x" * 5000}]),
     ),
     "stack of a number and an array": wrong(
@@ -245,8 +247,8 @@ LANES: dict[str, Mistake] = {
     ),
     "stack that shares other values": wrong(
         ValueError,
-        "`v` of model 0 and model 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`v` of model 0 and model 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
         lambda target: lanes.stack([{"v": f32(2)}, {"v": f32(2) + 1}], share=True),
     ),
     "stack that shares by a number": wrong(
@@ -302,31 +304,32 @@ LANES: dict[str, Mistake] = {
                 "floats",
                 [0.5],
                 TypeError,
-                "Lanes are taken by integers, but got [0.5] of type list.",
+                "`index` must consist of integers, but got [0.5] of type list.",
             ),
             (
                 "an array of floats",
                 f32(2),
                 TypeError,
-                "Lanes are taken by integers, but got float32.",
+                "`index` must consist of integers, but got float32.",
             ),
             (
                 "a ragged list",
                 [[0], 1],
                 TypeError,
-                "Lanes are taken by integers, but got [[0], 1] of type list.",
+                "`index` must be an integer, a slice, a mask or an array of "
+                "indices, but got [[0], 1] of type list.",
             ),
             (
                 "None in a list",
                 [None],
                 TypeError,
-                "Lanes are taken by integers, but got [None] of type list.",
+                "`index` must consist of integers, but got [None] of type list.",
             ),
             (
                 "a matrix",
                 i32(2, 2),
                 ValueError,
-                "Lanes are taken by indices along one axis, but got the shape (2, 2).",
+                "`index` must have at most one axis, but its shape is (2, 2).",
             ),
             (
                 "a mask of another length",
@@ -457,8 +460,8 @@ LANES: dict[str, Mistake] = {
     ),
     "concatenate of other shared values": wrong(
         ValueError,
-        "`w` of batch 0 and batch 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`w` of batch 0 and batch 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
         lambda target: lanes.concatenate(
             [target, target | {"w": f32(2) + 1}], FOUR_AXES
         ),

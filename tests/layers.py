@@ -1,4 +1,4 @@
-"""Every layer of `eqx.nn`, by name: how to build it from a key."""
+"""How to build every layer of `eqx.nn` from a key, by name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -199,20 +199,21 @@ def one_key_text(got):
 def many_keys_text(got):
     return (
         f"`key` must be one PRNG key, but got an array of them of shape {got}. One key "
-        "a lane is for `vmap_call_all_fns`."
+        "per lane is for `vmap_call_all_fns`."
     )
 
 
 def words_text(got):
     return (
-        f"`key` must be a PRNG key, of which a legacy one has shape {WORDS}, or an "
-        f"array of them; got an array of dtype uint32 and shape {got}."
+        f"`key` must be a PRNG key, of shape {WORDS} if it is a legacy one, or an "
+        f"array of keys; got an array of dtype uint32 and shape {got}."
     )
 
 
 def mask_text(but, name="where"):
     return (
-        f"`{name}` must be a boolean array of shape (4,), one entry a lane, but {but}."
+        f"`{name}` must be a boolean array of shape (4,), one entry per lane, "
+        f"but {but}."
     )
 
 
@@ -225,7 +226,7 @@ def axes_text(got, place="the root `()`", name="in_axes"):
 
 def part_text(place, axes, tree, name="in_axes"):
     return (
-        f"`{name}` must be a prefix of the tree it describes, but they part at "
+        f"`{name}` must be a prefix of the tree it describes, but they differ at "
         f"{place}: {axes} against {tree}."
     )
 
@@ -240,8 +241,8 @@ def length_text(place, axis, size, found, shape, name="in_axes"):
 
 def no_array_text(place, got, name="in_axes"):
     return (
-        f"`{name}` maps {place} along axis 0, but it is no array: {got}. Use `None` "
-        "there, or `eqx.if_array(0)` to map the arrays only."
+        f"`{name}` maps {place} along axis 0, but it is not an array: {got}. Use "
+        "`None` there, or `eqx.if_array(0)` to map the arrays only."
     )
 
 

@@ -79,9 +79,9 @@ NAMED = [
         "test_same_call.py",
     ),
     (
-        "filters",
-        "if p.kind in kinds and p.default is inspect.Parameter.empty",
-        "if p.kind in kinds",
+        "_reading",
+        "and parameter.default is parameter.empty",
+        "",
         "test_filters.py",
     ),
     (

@@ -1,5 +1,5 @@
-"""Annotations of layers and models that others wrote, whose packages are imported late:
-each takes a while."""
+"""Annotations of layers and models of other packages, which are imported inside of
+functions because each import takes a while."""
 
 import contextlib
 import importlib
@@ -17,7 +17,7 @@ from layers import LAYERS
 
 
 def part_of_equimo(*names: str) -> Any:
-    """The first of these modules that there is: they have moved between versions."""
+    """The first of these modules that exists: they have moved between versions."""
     for name in names:
         with contextlib.suppress(ModuleNotFoundError):
             return importlib.import_module(name)
@@ -57,7 +57,7 @@ def flow(key: jax.Array) -> Any:
 
     base = flowjax.distributions.Normal(jnp.zeros(3))
     build = flowjax.flows.masked_autoregressive_flow
-    with jax.numpy_rank_promotion("allow"):  # Its own code is less strict.
+    with jax.numpy_rank_promotion("allow"):  # Its code is less strict.
         return build(key, base_dist=base, flow_layers=2)
 
 
@@ -101,7 +101,7 @@ def misplaced(tree: Any, where: Callable[[Any], Any], change: Any) -> Any:
     return eqx.tree_at(where, tree, replace_fn=change)
 
 
-# How to build it; a leaf to spoil, and how; and what is said of it.
+# How to build the model, which leaf to spoil and how, and the text of the error.
 MODELS: dict[str, tuple[Any, Any, Any, str]] = {
     "equimo vision transformer": (
         vision_transformer,
@@ -144,7 +144,7 @@ def test_every_layer_passes(build, key):
     chorax.check_annotations(batch(layer), in_axes=eqx.if_array(0))
 
 
-# The fields that Equinox annotates by jaxtyping; the others are plain `Array`s.
+# The fields that Equinox annotates with jaxtyping; the others are plain `Array`s.
 ANNOTATED = {
     "LayerNorm": ["weight", "bias"],
     "RMSNorm": ["weight"],

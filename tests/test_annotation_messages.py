@@ -1,4 +1,4 @@
-"""What a person reads whose value does not fit: each text, whole."""
+"""Annotation errors, each compared as a whole text."""
 
 import importlib
 import re
@@ -94,7 +94,7 @@ The field `v` of the LIF at the root `()` does not fit its annotation after `ini
 The field `w` of the LIF at the root `()` does not fit its annotation after `init_state`, as one lane sees it.
   annotated: w: Float[Array, "in out"]
   found: float32 of shape (8, 2, 3)
-The shape fits but for a first axis of `axis_size` = 8. If that is a lane axis, say so by `in_axes`.
+Without the first axis of `axis_size` = 8 it would fit. If that is a lane axis, declare it with `in_axes`.
 """,
     ),
     "an axis that is no lane axis": (
@@ -111,7 +111,7 @@ The field `w` of the LIF at the root `()` does not fit its annotation after `ini
 The field `w` of the LIF at the root `()` does not fit its annotation after `init_state`.
   annotated: w: Float[Array, "in out"]
   found: float32 of shape (8, 2, 3)
-The shape fits but for its first axis. If that is a lane axis, call `vmap_call_all_fns` with `in_axes`.
+Without the first axis it would fit. If that is a lane axis, call `vmap_call_all_fns` with `in_axes`.
 """,
     ),
     "a batched model that is only checked": (
@@ -121,7 +121,7 @@ The field `v` of the LIF at `0` does not fit its annotation.
   annotated: v: Float[Array, "out"] | None
   found: float32 of shape (8, 3)
   bound: in = 2 by `w`, out = 3 by `w`
-The shape fits but for its first axis. If that is a lane axis, say so by `in_axes`.
+Without the first axis it would fit. If that is a lane axis, declare it with `in_axes`.
 """,
     ),
     "another dtype": (

@@ -1,4 +1,4 @@
-"""Shape annotations, checked where a lane sees them."""
+"""Shape annotations, checked as one lane sees the arrays."""
 
 import collections
 import subprocess
@@ -24,14 +24,14 @@ from chorax._annotations._hints import hinted_fields
 
 
 def touch(node):
-    """Writes something, so that no call is in vain."""
+    """Writes something, so that no call warns about having no effect."""
     if not hasattr(node, "touched"):
         return node
     return chorax.replace(node, touched=node.touched + 1)
 
 
 def holder(annotation: Any) -> Any:
-    """A class with one field annotated so."""
+    """A class with one field that has this annotation."""
     annotations = {"x": annotation, "touched": jax.Array}
     return types.new_class(
         "Holder",
@@ -42,7 +42,7 @@ def holder(annotation: Any) -> Any:
 
 
 def with_touch(cls: type) -> Any:
-    """The same class with a field to write."""
+    """A subclass with one more field, which `touch` writes."""
     return types.new_class(
         cls.__name__,
         (cls,),
@@ -56,7 +56,7 @@ def with_touch(cls: type) -> Any:
 
 
 def ways(node: Any) -> list[Any]:
-    """A call in lanes, and the check on its own, which have to come out the same."""
+    """A batched call and the check by itself, which must have the same outcome."""
 
     def vmapped(x):
         return chorax.vmap_call_all_fns(x, touch, axis_size=5)[0]
@@ -68,7 +68,7 @@ def ways(node: Any) -> list[Any]:
 
 
 def rows(index: int):
-    """The single values of the table, each with its annotation."""
+    """Each value of the table with its annotation."""
     return [
         pytest.param(row[0], value, id=f"{name}-{number}")
         for name, row in annotated.ANNOTATIONS.items()
@@ -167,7 +167,7 @@ def test_what_jaxtyping_can_not_tell_is_skipped(annotation):
 
 
 def test_a_field_that_was_never_set():
-    # Equinox refuses to build such a module, so it comes about behind its back.
+    # Equinox refuses to construct such a module, so its constructor is not run.
     node = object.__new__(annotated.Unset)
     object.__setattr__(node, "v", f(3))
     chorax.check_annotations(node)
@@ -283,7 +283,7 @@ def test_lanes_are_checked_one_at_a_time():
     assert batched.v.shape == (8, 3)
     chorax.check_annotations(batched, in_axes=delta)
     chorax.check_annotations(batched, in_axes=delta.in_axes)
-    with pytest.raises(chorax.AnnotationError, match="a first axis"):
+    with pytest.raises(chorax.AnnotationError, match="Without the first axis"):
         chorax.vmap_call_all_fns(
             batched, lambda node: chorax.replace(node, w=node.w * 2), axis_size=8
         )
@@ -325,7 +325,7 @@ def test_a_called_node_that_a_call_around_it_changes():
     outer = Outer(Cell(f(3, 4)))
     with pytest.raises(chorax.AnnotationError, match="`init_state` of the node at `0`"):
         chorax.vmap_init_all_states([outer], axis_size=2)
-    # Its own call was not made, so nobody has said that it is ready.
+    # Without a call of its own it is not checked.
     chorax.vmap_init_all_states([outer], axis_size=2, node_to_exclude=Cell)
 
 
@@ -406,7 +406,7 @@ def test_inside_of_transformations():
 
 
 class Watched:
-    """A value like an array, that counts how often its shape is asked for."""
+    """A value like an array that counts how often its shape is read."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -464,7 +464,7 @@ def test_the_program_has_no_trace_of_the_check():
 @pytest.mark.slow
 def test_layers_that_stand_in_a_stack():
     # As for `lax.scan` over depth: the parameters have a leading axis, which
-    # `reset_parameters` takes for what it is.
+    # `reset_parameters` keeps.
     class Block(eqx.Module):
         gain: Float[Array, "n"]
         norm: eqx.nn.LayerNorm
@@ -503,7 +503,7 @@ def test_check_annotations_finds_the_same_fault_again():
 
 
 def test_check_annotations_wants_modules():
-    with pytest.raises(ValueError, match=r"no `eqx\.Module` in it, but is a dict"):
+    with pytest.raises(ValueError, match=r"contain an `eqx\.Module`, but is a dict"):
         chorax.check_annotations({"a": f(3)})
 
 
@@ -516,7 +516,7 @@ def test_check_annotations_wants_lanes_that_agree():
 
 @pytest.mark.slow
 def test_the_scope_of_a_check_does_not_reach_into_methods(tmp_path):
-    # In a process of its own, since the tests' import hook has scopes of its own.
+    # In a separate process, because the import hook of the tests opens scopes too.
     program = """
 import chorax, equinox as eqx, jax.numpy as jnp
 from jax import Array
@@ -646,7 +646,7 @@ def test_what_can_not_be_told_hides_nothing_else():
 def test_a_record_with_a_cycle():
     link = annotated_late.Link(f(3))
     link.rest = link
-    # Its repr and its hash are not its own: only the check walks it.
+    # Neither `repr` nor `hash` is called on it: only the check walks it.
     object.__setattr__(link, "v", f(3))
     check_fields(link, hinted_fields(annotated_late.Link))
 
@@ -679,7 +679,7 @@ def test_an_outer_hint_on_what_a_later_call_changes():
 
 
 def test_many_trees_are_checked_in_linear_time():
-    # Each is asked about with what may bear upon it, not with all that came before.
+    # Each tree is checked by itself, not together with all earlier ones.
     asked = []
 
     class Counted:

@@ -1,4 +1,4 @@
-"""`assign_state_values`: what checkpoints come back as, and names that several have."""
+"""`assign_state_values`: forms of checkpoints, and names that several leaves have."""
 
 import re
 from collections import OrderedDict
@@ -56,13 +56,13 @@ def test_a_checkpoint_of_orbax(tmp_path):
         assert (unexpected, missing) == ([], [])
         expected = model(5.0, states=True)
         oracle.assert_same(loaded, expected)
-    # Nothing is said of what there was not.
+    # What was not saved is missing, but nothing is unexpected.
     loaded, unexpected, missing = assign_state_values(model(states=True), without)
     assert not unexpected
     assert missing == ["layers.0.v", "layers.1.v", "pair.first.v"]
     assert loaded["layers"][1].v.tolist() == [1.5, 1.5]
     assert loaded["layers"][1].w.tolist() == [6.0] * 3
-    # A model without a root of its own.
+    # A part of the checkpoint.
     one, unexpected, _ = assign_state_values(Neuron(jnp.zeros(3)), full["layers"][0])
     assert (one.w.tolist(), unexpected) == ([5.0] * 3, [])
 
@@ -101,7 +101,7 @@ def test_named_tuples():
     assert missing == ["layers.0.w", "layers.1.w", "x"]
 
 
-def test_what_names_no_leaf_is_told_by_the_keys_as_they_were():
+def test_keys_that_name_no_leaf_are_returned_as_given():
     values = {"layers": {"0": {"u": 1, "w": NEW}, 2: [3]}, "y": {}, "z": 4, 5: {6: 7}}
     _, unexpected, _ = assign_state_values(model(), values, {"z": 5, "layers": [[], 8]})
     assert unexpected == [
@@ -113,7 +113,7 @@ def test_what_names_no_leaf_is_told_by_the_keys_as_they_were():
     ]
 
 
-def test_a_leaf_is_not_looked_into():
+def test_a_container_may_replace_a_leaf():
     tree = {"a": None, "b": 3, "c": jnp.zeros(2), "d": [1.0]}
     made, unexpected, missing = assign_state_values(
         tree, {"a": {"x": 1}, "b": [1, 2], "c": [3.0, 4.0], "d": [2.0]}
@@ -138,7 +138,7 @@ def dots():
 PATHS = [("a", "b"), ("a.b",)]
 
 
-def test_paths_of_one_dotted_form_are_told_as_they_are():
+def test_paths_with_the_same_dotted_form_are_returned_as_tuples():
     delta = chorax.diff({"a.b": None, "a": {"b": None}, "c": None}, dots())
     tagged = chorax.call_all_fns(
         [Tagged(dots())], "step", state_tag="t", node_to_exclude=None
@@ -159,7 +159,7 @@ def test_paths_of_one_dotted_form_are_told_as_they_are():
         assign_state_values(dots(), {"a.b": [1.0]})
     with pytest.raises(ValueError, match="Two written leaves have the dotted path"):
         delta.to_dict()
-    # This can only be one of them.
+    # This can only mean one of them.
     made, _, missing = assign_state_values(dots(), {"a": {"b": np.full(1, 3.0)}})
     assert made["a"]["b"].tolist() == [3.0]
     assert missing == [("a.b",), "c"]
@@ -172,7 +172,7 @@ class Tagged(eqx.Module):
         return chorax.replace(self, x=jax.tree.map(lambda x: x + 1, self.x))
 
 
-def test_keys_of_one_text():
+def test_keys_that_print_the_same():
     tree: Any = OrderedDict([("0", jnp.zeros(1)), (0, jnp.ones(1)), ("1", jnp.ones(1))])
     for key in ("0", 0, ("0",), (0,)):
         made, _, missing = assign_state_values(tree, {key: np.full(1, 3.0)})

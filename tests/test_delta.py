@@ -1,4 +1,4 @@
-"""State deltas: what they hold, and what becomes of a model they are applied to."""
+"""State deltas: what they contain, and what applying them does to a model."""
 
 import copy
 import pickle
@@ -146,7 +146,7 @@ def test_structure_is_recorded():
 )
 def test_another_structure_names_the_first_difference(model, message):
     _, delta = vmap_call_all_fns(cells(), "init", axis_size=4)
-    expected = "This model has another structure than the delta was made from: "
+    expected = "This model does not have the structure that the delta was made from: "
     with pytest.raises(ValueError, match=re.escape(expected + message)):
         apply_delta(model, delta)
 
@@ -176,7 +176,7 @@ class Mark:
 
 
 def odd():
-    """Leaves that are no arrays, made anew by each call."""
+    """Non-array leaves, made anew by each call."""
     return {
         "nan": float("nan"),
         "half": float("0.5"),
@@ -402,7 +402,7 @@ def test_rows_that_differ_in_their_indices_alone_are_folded():
     assert paths_of([{"a": one, "b": two}] * 9) == ["{0..8}.a (9)", "{0..8}.b (9)"]
     assert paths_of(dict.fromkeys("abcd", one)) == list("abcd")
     assert paths_of([[one, one], [one, one]]) == ["{0..1}.{0..1} (4)"]
-    # Not all that these keys could make.
+    # Not every combination of these keys exists.
     assert paths_of([[one, one], [one, two], [one]]) == ["*.* (4)", "1.1"]
     assert paths_of([one, [one], [[one]], {"a": one}]) == ["0", "1.0", "2.0.0", "3.a"]
     big = repr(diff([None] * 1000, [one] * 1000)).splitlines()
@@ -515,7 +515,7 @@ class Table(eqx.Module):
         return replace(self, rows=self.rows + 1)
 
 
-# Equinox has something against them.
+# Equinox warns about them.
 @pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
 def test_arrays_in_static_fields():
     one, same, other = [[Table(jnp.ones(2), np.arange(3) // n)] for n in (1, 1, 2)]

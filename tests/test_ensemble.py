@@ -1,4 +1,4 @@
-"""`lanes.Ensemble`: a batched model as a part of a bigger one."""
+"""`lanes.Ensemble`: a batched model as a part of a larger one."""
 
 import copy
 import pickle
@@ -138,7 +138,7 @@ def test_repr_marks_the_lane_axis():
         "bias    float32  (3,)              12 B"
     )
     assert "<td>(2 lanes, 3, 2)</td>" in ensemble._repr_html_()
-    # Also where a transformation has put something else in place of arrays.
+    # Also if a transformation has put something else in place of arrays.
     assert repr(eqx.filter(ensemble, False)) == (
         "Ensemble: 2 lanes of Linear, 0 leaves with lanes, 0 shared, 0 B"
     )
@@ -168,11 +168,11 @@ def test_gradients_and_optax(key):
     optimiser = optax.adam(1e-2)
     state = optimiser.init(eqx.filter(made, eqx.is_inexact_array))
     before, grads = loss(made)
-    with jax.numpy_dtype_promotion("standard"):  # Its own code is less strict.
+    with jax.numpy_dtype_promotion("standard"):  # Its code is less strict.
         updates, state = optimiser.update(grads, state)
     after, _ = loss(eqx.apply_updates(made, updates))
     assert after < before
-    # As if every member had been trained alone.
+    # As if every member had been trained by itself.
     alone = optimiser.init(eqx.filter(mlps()[2], eqx.is_inexact_array))
     grad = eqx.filter_grad(lambda m: (m(x) ** 2).sum())(mlps()[2])
     with jax.numpy_dtype_promotion("standard"):
@@ -194,7 +194,7 @@ def test_serialisation(tmp_path):
     oracle.assert_same(back, made)
 
 
-# An ensemble inside of a bigger model, and collective calls.
+# An ensemble inside a larger model, and collective calls.
 
 
 class Neuron(eqx.Module):
@@ -203,7 +203,7 @@ class Neuron(eqx.Module):
     count: Any = 0
 
     def init_state(self, *, key):
-        # A sum that rounds once, however a compiler fuses it with the draw.
+        # A sum that rounds once, however the compiler fuses it with the draw.
         noise = jax.random.uniform(key, self.w.shape)
         return chorax.replace(self, v=self.w + noise)
 
@@ -319,7 +319,7 @@ def test_shared_leaves_inside_get_lanes_when_written(key):
     pairs = [neuron(0), neuron(0)]
     batched, axes = lanes.stack(pairs, share=lambda path, x: path == ("w",))
     del key
-    # Nothing here is mapped but what is written now.
+    # Only what this call writes is mapped.
     batched = chorax.replace(batched, v=jnp.zeros((2, 3)))
     axes = chorax.replace(axes, v=0)
     made = lanes.Ensemble(batched, axes)
@@ -364,7 +364,7 @@ def test_the_ensemble_itself_is_not_a_node(key):
     chorax.call_all_fns(net(), fn)
     assert set(seen) == {"Neuron", "Pair", "Net"}
     if not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-        # A function that has been seen is not traced again.
+        # A known function is not traced again.
         assert seen.count("Neuron") == 2
 
 
@@ -452,7 +452,7 @@ def test_a_parent_that_replaces_its_ensemble(key):
     assert [len(m.members) for m in lanes.unstack(model, delta)] == [4] * 3
 
 
-# What must not come apart: the lanes that an ensemble knows of, and its leaves.
+# The lanes that an ensemble records have to agree with its leaves.
 
 
 class Both(eqx.Module):
@@ -637,7 +637,7 @@ def test_nodes_inside_of_which_nothing_has_lanes():
 
 
 class Sums(eqx.Module):
-    """Has less to write than it had before."""
+    """Writes an array with fewer axes than before."""
 
     v: jax.Array
 
@@ -669,7 +669,7 @@ def test_legacy_keys_inside_an_ensemble(legacy_lane_key):
         oracle.assert_same(member.v, jax.random.uniform(own, (2,)))
 
 
-# Its length is that of its leaves, whatever made it.
+# Its length is the number of lanes of its leaves, however it was made.
 
 
 def axes_of(made):
@@ -739,7 +739,7 @@ def test_what_has_no_leaf_with_lanes_keeps_its_number():
     for size in (2, 3):
         parts = chorax.vmap_call_all_fns(Counter(1), "go", axis_size=size)
         made[size] = lanes.Ensemble(*parts)
-    # Here nothing but the number tells two traces apart.
+    # Only the number distinguishes two traces here.
     call = eqx.filter_jit(lambda e: e.vmap(lambda m: jnp.ones(m.n))())
     assert [call(made[size]).shape for size in (2, 3)] == [(2, 2), (3, 2)]
 
@@ -790,7 +790,7 @@ def test_copies_have_the_same_length(how, tmp_path):
 
 
 def test_calls_inside_have_as_many_lanes_as_the_leaves(lane_key):
-    # More of them than when it was made; and a node without any among them.
+    # More lanes than originally, and a node without lanes among the others.
     model: Any = {"a": Both(jnp.ones(2), jnp.ones(2)), "b": jnp.zeros(3)}
     two: Any = doubled(lanes.Ensemble(model, {"a": None, "b": 0}))
     (new,), _ = chorax.call_all_fns([two], "draw", key=lane_key)
@@ -798,11 +798,11 @@ def test_calls_inside_have_as_many_lanes_as_the_leaves(lane_key):
     keys = member_keys(lane_key, (0, "model", "a"), 6)
     for one, k in zip(new, keys, strict=True):
         oracle.assert_same(one["a"].v, jax.random.normal(k, (2,)))
-    # A remembered call is not one with another number of lanes.
+    # A remembered call is not used for another number of lanes.
     for size in (2, 4):
         (some,), _ = chorax.call_all_fns([two[:size]], "draw", key=lane_key)
         assert some.model["a"].v.shape == (size, 2)
-    # Nor where nothing but the number tells.
+    # Nor if only the number differs.
     for size in (2, 3):
         none = eqx.tree_at(lambda e: e.model["b"], two[:size], None)
         (some,), _ = chorax.call_all_fns([none], "draw", key=lane_key)
@@ -835,6 +835,6 @@ def test_arguments_have_as_many_lanes():
         text = f"`in_axes` maps `1` along axis {axis}, which must be `axis_size` = 3"
         with pytest.raises(ValueError, match=text):
             made(1.0, jnp.ones(2), in_axes=(None, axis))
-    text = "`kwargs_in_axes` maps `scale` along axis 0, but it is no array: 2.0"
+    text = "`kwargs_in_axes` maps `scale` along axis 0, but it is not an array: 2.0"
     with pytest.raises(ValueError, match=text):
         made(1.0, 2.0, scale=2.0, kwargs_in_axes=0)

@@ -1,4 +1,4 @@
-"""`explain` says what the call then does."""
+"""`explain` shows what the call then does."""
 
 import re
 from typing import Any
@@ -110,7 +110,7 @@ def test_nothing_is_computed():
 
 
 @pytest.mark.usefixtures("needs_jit")
-def test_methods_run_once_a_kind_and_not_again_in_the_call(key):
+def test_methods_run_once_per_kind_and_not_again_in_the_call(key):
     runs = []
 
     class Node(eqx.Module):
@@ -136,7 +136,7 @@ def test_what_is_skipped(key):
         (("norm",), "LayerNorm", "has no method `init_state`"),
         (("other",), "Neuron", "`node_to_exclude`"),
     ]
-    # No warning: it is said here.
+    # No warning: the node is listed.
     found = explain(net(), "init_state", key=key, fn_if_not_exist="warn")
     assert [each.path for each in found.skipped] == [("norm",)]
 
@@ -156,13 +156,13 @@ def test_nodes_without_the_method_are_listed_where_the_call_raises(options, key)
         "node  class      why\n"
         "norm  LayerNorm  no method: the call would raise"
     )
-    # All else is as where such nodes are skipped.
+    # The rest is as for calls that skip such nodes.
     for mode in ("pass", "none", "warn"):
         passed = explain(net(), "init_state", **options, fn_if_not_exist=mode)
         assert passed.skipped[0].reason == "has no method `init_state`"
         same = passed.calls, passed.paths, passed.bytes, passed.kinds
         assert same == (found.calls, found.paths, found.bytes, found.kinds)
-    # No node has it; what is excluded says so.
+    # No node has the method.
     found = explain(net(), "nope", **options, node_to_exclude=Neuron)
     assert [each.reason for each in found.skipped] == [
         "`node_to_exclude`",
@@ -187,7 +187,7 @@ def test_a_model_that_others_wrote_whose_layers_have_no_states(key):
     ]
 
 
-def test_what_others_overwrite_is_not_run(key):
+def test_calls_that_others_overwrite_do_not_run(key):
     class Over(eqx.Module):
         below: Any
 
@@ -203,7 +203,7 @@ def test_what_others_overwrite_is_not_run(key):
     assert first.after == last.before
 
 
-def test_what_is_put_back_is_as_it_was():
+def test_leaves_that_are_put_back_are_not_written():
     class Swapped(eqx.Module):
         x: Any
         y: Any
@@ -245,7 +245,7 @@ def test_levels_and_order():
 
     found = explain([Late(jnp.ones(1)), Early(jnp.ones(1), Late(jnp.ones(1)))], "step")
     assert [each.path for each in found.calls] == [(1,), (0,), (1, "below")]
-    # A level is an order of calls; who reads nothing of others does not wait for them.
+    # Levels order calls; a call that reads no result of another does not wait.
     assert [each.wave for each in found.calls] == [1, 1, 1]
 
 
@@ -317,7 +317,7 @@ def test_under_jit_and_without(key):
 
 
 @given(shape=shapes, choices=axis_choices, seed=seeds)
-def test_it_is_what_the_call_comes_to(shape, choices, seed):
+def test_it_agrees_with_the_call(shape, choices, seed):
     tree, in_axes, _ = trees.with_lanes(build(shape), choices)
     keys = keys_of(seed)
     found = explain(
@@ -333,7 +333,7 @@ def test_it_is_what_the_call_comes_to(shape, choices, seed):
     written = [x for x in jtu.tree_leaves(delta) if eqx.is_array(x)]
     sizes = [x.size * x.dtype.itemsize for x in written]
     assert found.bytes == sum(sizes)
-    # What a node wrote, and nothing after it wrote anew, is there.
+    # The last write to each leaf is in the result.
     now = oracle.leaves_by_path(batched)
     last = {leaf.path: leaf for each in found.calls for leaf in each.writes}
     for path, leaf in last.items():
@@ -352,7 +352,8 @@ def delta_paths(delta):
     return {path for path, _, is_written, _ in delta.leaves() if is_written}
 
 
-def test_layers_without_a_rule_are_told(key):
+@pytest.mark.usefixtures("in_32_bits")
+def test_layers_without_a_rule_are_listed(key):
     class Mine(eqx.Module):
         w: jax.Array
         layer: eqx.nn.Linear

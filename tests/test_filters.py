@@ -1,6 +1,7 @@
 """Filters: every form, and how they combine."""
 
 import functools
+import pickle
 from typing import Any
 
 import equinox as eqx
@@ -123,6 +124,15 @@ def test_filters_are_values():
     assert filters.Any(int) != All(int)
     assert to_predicate(Everything()) == Everything()
     assert repr(~OfType(int)) == "Not(OfType(type=<class 'int'>))"
+
+
+def test_pickles_name_the_public_module():
+    filter = to_predicate(eqx.is_array) | [int, ~WithTag("a")] & PathContains("b")
+    pickled = pickle.dumps(filter)
+    assert pickle.loads(pickled) == filter
+    assert b"chorax.filters" in pickled
+    assert b"chorax._" not in pickled
+    assert to_predicate.__module__ == filters.Predicate.__module__ == "chorax.filters"
 
 
 def test_to_filter_spec():

@@ -13,9 +13,11 @@ ROOT = Path(chorax.__file__).parent
 FLOORS = [
     ["_text", "_attributes"],
     ["_tree"],
+    ["_filters"],
     ["filters"],
     ["_lanes"],
     ["_deltas", "_annotations", "_layers", "_ensemble"],
+    ["_groups"],
     ["_plan"],
     ["_run"],
     ["_calls"],

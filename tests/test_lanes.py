@@ -375,7 +375,7 @@ def test_what_jax_does_not_take_is_shared(name):
     model, other = foreign(name), foreign(name)
     text = (
         "`name` can't have a lane axis: JAX does not take its dtype, "
-        f"{FOREIGN[name].dtype}. Share it, by "
+        f"{FOREIGN[name].dtype}. Share it, with "
     )
     with pytest.raises(ValueError, match=re.escape(f"{text}`share=`.")):
         lanes.stack([model, other])
@@ -392,7 +392,7 @@ def test_what_jax_does_not_take_is_shared(name):
     ):
         assert found["name"] is model["name"]
     other["name"] = model["name"][::-1]
-    with pytest.raises(ValueError, match=r"`name` .* have other values, but no"):
+    with pytest.raises(ValueError, match=r"`name` .* have different values, but no"):
         lanes.stack([model, other], share=names)
 
 
@@ -635,24 +635,24 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "other number": (
         lambda: lanes.stack([cell(0), cell(1, gain=2.0)]),
         ValueError,
-        "`gain` of model 0 and model 1 differ: 1.0 against 2.0. What is no array is "
-        "shared by all lanes; make it an array to have one per lane.",
+        "`gain` of model 0 and model 1 differ: 1.0 against 2.0. A leaf that is not an "
+        "array is shared by all lanes; make it an array to have one per lane.",
     ),
     "an array against a number": (
         lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": 2.0}]),
         ValueError,
-        "`v` of model 0 and model 1 differ: one is no array, but a float, 2.0.",
+        "`v` of model 0 and model 1 differ: one is not an array but a float, 2.0.",
     ),
     "shared but other": (
         lambda: lanes.stack([{"v": jnp.zeros(2)}, {"v": jnp.ones(2)}], share=...),
         ValueError,
-        "`v` of model 0 and model 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`v` of model 0 and model 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
     ),
     "no lanes": (
         lambda: lanes.unstack(two_lanes(), None),
         ValueError,
-        "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` or "
+        "No leaf has a lane axis: `axes` is `None` everywhere. Pass the `StateDelta` or "
         "the tree of axes that came with the batched model.",
     ),
     "lanes that disagree": (
@@ -665,7 +665,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "axes of another tree": (
         lambda: lanes.unstack(two_lanes(), {"b": 0}),
         ValueError,
-        "`axes` must be a prefix of the tree it describes, but they part at the root "
+        "`axes` must be a prefix of the tree it describes, but they differ at the root "
         "`()`: a dict of ['b'] against a dict of ['a'].",
     ),
     "out of range": (
@@ -686,18 +686,18 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "a float": (
         lambda: lanes.take(two_lanes(), 0, 1.0),
         TypeError,
-        "Lanes are taken by an integer, a slice, a mask or an array of indices, but got "
+        "`index` must be an integer, a slice, a mask or an array of indices, but got "
         "1.0 of type float.",
     ),
     "floats": (
         lambda: lanes.take(two_lanes(), 0, floats(2)),
         TypeError,
-        "Lanes are taken by integers, but got float32.",
+        "`index` must consist of integers, but got float32.",
     ),
     "a matrix of indices": (
         lambda: lanes.take(two_lanes(), 0, jnp.zeros((2, 2), jnp.int32)),
         ValueError,
-        "Lanes are taken by indices along one axis, but got the shape (2, 2).",
+        "`index` must have at most one axis, but its shape is (2, 2).",
     ),
     "a mask of another length": (
         lambda: lanes.take(two_lanes(), 0, jnp.array([True])),
@@ -727,8 +727,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
             [two_lanes(w=jnp.zeros(2)), two_lanes(w=jnp.ones(2))], {"a": 0, "w": None}
         ),
         ValueError,
-        "`w` of batch 0 and batch 1 have other values, but no lane axis: one of them "
-        "would be lost. Give the leaf a lane axis, or make it the same in all.",
+        "`w` of batch 0 and batch 1 have different values, but no lane axis: one of "
+        "them would be lost. Give the leaf a lane axis, or make it the same in all.",
     ),
     "batches of another structure": (
         lambda: lanes.concatenate([two_lanes(), two_lanes(w=1)], 0),
@@ -739,7 +739,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "a short mask": (
         lambda: lanes.where([True], two_lanes(), two_lanes(), 0),
         ValueError,
-        "`mask` must be a boolean array of shape (2,), one entry a lane, but its shape "
+        "`mask` must be a boolean array of shape (2,), one entry per lane, but its shape "
         "is (1,).",
     ),
     "where of another shape": (
@@ -758,7 +758,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
             [True, False], two_lanes(w=1), two_lanes(w=2), {"a": 0, "w": None}
         ),
         ValueError,
-        "`w` of `old` and `new` differ: 2 against 1. What is no array is shared by all "
+        "`w` of `old` and `new` differ: 2 against 1. A leaf that is not an array is shared by all "
         "lanes; make it an array to have one per lane.",
     ),
     "no number of lanes": (
@@ -780,6 +780,230 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 def test_bad_use(call, kind, text):
     with pytest.raises(kind, match=f"(?m)^{re.escape(text)}$"):
         call()
+
+
+# Trees of `jax.ShapeDtypeStruct`, as `eqx.filter_eval_shape` makes them.
+
+
+def abstract(tree):
+    def struct(x):
+        is_jax = isinstance(x, jax.Array)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if is_jax else x
+
+    return jtu.tree_map(struct, tree)
+
+
+def lanes_and_axes():
+    """Lanes on several axes, of NumPy too, and leaves without any."""
+    batched = {
+        "a": Cell(jnp.zeros((3, 2, 3)), jnp.ones(4)),
+        "behind": jnp.arange(12).reshape(2, 3, 2),
+        "keys": jax.random.split(jax.random.key(0), 3),
+        "host": np.arange(6.0).reshape(3, 2),
+        "f": jnp.tanh,
+    }
+    a = chorax.replace(Cell(0, None), gain=None)
+    return batched, {"a": a, "behind": -2, "keys": 0, "host": 0, "f": None}
+
+
+def shares_v(path, x):
+    return path[-1] == "v" and eqx.is_inexact_array(x)
+
+
+ABSTRACT: dict[str, Any] = {
+    "stack": lambda m, axes: lanes.stack([m, m, m]),
+    "stack, shared": lambda m, axes: lanes.stack([m, m], share=shares_v),
+    "unstack": lanes.unstack,
+    "take one": lambda m, axes: lanes.take(m, axes, -1),
+    "take a slice": lambda m, axes: lanes.take(m, axes, slice(1, None)),
+    "take a mask": lambda m, axes: lanes.take(m, axes, [True, False, True]),
+    "take indices": lambda m, axes: lanes.take(m, axes, jnp.array([2, 2, 0, 1])),
+    "take nothing": lambda m, axes: lanes.take(m, axes, []),
+    "concatenate": lambda m, axes: lanes.concatenate(
+        [m, lanes.take(m, axes, [0])], axes
+    ),
+    "where": lambda m, axes: lanes.where(jnp.array([True, False, True]), m, m, axes),
+    "broadcast": lambda m, axes: lanes.broadcast(m, 4),
+    "broadcast some": lambda m, axes: lanes.broadcast(m, 4, eqx.is_inexact_array),
+    "broadcast a type": lambda m, axes: lanes.broadcast(m, 4, jax.Array),
+}
+
+
+@pytest.mark.parametrize("name", ABSTRACT)
+def test_abstract_arrays_come_to_what_arrays_come_to(name):
+    batched, axes = lanes_and_axes()
+    use, expected = ABSTRACT[name], abstract(ABSTRACT[name](batched, axes))
+    made = use(abstract(batched), axes)
+    assert jtu.tree_structure(made) == jtu.tree_structure(expected)
+    for x, y in zip(jtu.tree_leaves(made), jtu.tree_leaves(expected), strict=True):
+        if isinstance(y, np.ndarray | np.generic):
+            assert isinstance(x, np.ndarray | np.generic)
+            np.testing.assert_array_equal(x, y)
+        else:
+            assert type(x) is type(y)
+            assert x == y
+
+
+def test_abstract_leaves_without_lanes_are_the_same_objects():
+    batched, axes = lanes_and_axes()
+    structs = abstract(batched)
+    for member in lanes.unstack(structs, axes):
+        assert member["a"].v is structs["a"].v
+    assert lanes.stack([structs] * 2, share=...)[0]["keys"] is structs["keys"]
+
+
+def test_abstract_arrays_beside_others():
+    struct = jax.ShapeDtypeStruct((2,), jnp.float32)
+    one, two = {"v": jnp.ones(2, jnp.float32)}, {"v": struct}
+    for column in ([one, two], [two, one], [two, {"v": np.ones(2, np.float32)}]):
+        assert lanes.stack(column)[0]["v"].shape == (2, 2)
+        assert isinstance(lanes.stack(column)[0]["v"], jax.ShapeDtypeStruct)
+        assert lanes.stack(column, share=...)[0]["v"] is column[0]["v"]
+        joined = lanes.concatenate(column, 0)["v"]
+        assert joined == jax.ShapeDtypeStruct((4,), jnp.float32)
+    # Only the leaves that are abstract.
+    mixed = lanes.take({"v": struct, "w": jnp.arange(2)}, 0, 1)
+    assert (mixed["v"].shape, mixed["w"]) == ((), 1)
+
+
+def test_functions_are_asked_about_abstract_arrays_as_about_arrays():
+    batched = abstract({"v": jnp.ones((3, 2)), "f": jnp.tanh})
+    for axes in (eqx.if_array(0), lambda x: 0 if eqx.is_inexact_array(x) else None):
+        assert lanes.take(batched, axes, 0)["v"].shape == (2,)
+        assert len(lanes.Ensemble(batched, axes)) == 3
+
+
+@pytest.mark.parametrize("weak_type", [False, True])
+def test_shard_says_where_abstract_arrays_are_to_live(weak_type):
+    batched, axes = lanes_and_axes()
+    weak: Any = jax.ShapeDtypeStruct((2, 3), jnp.float32, weak_type=weak_type)
+    structs, axes = abstract(batched) | {"weak": weak}, axes | {"weak": 1}
+    made = lanes.shard(structs, axes, sharding("lanes"))
+    entries = PartitionSpec("lanes"), PartitionSpec(None, "lanes"), PartitionSpec()
+    found = made["a"].w, made["behind"], made["a"].v
+    for x, entry, name in zip(found, entries, ["w", "behind", "v"], strict=True):
+        assert isinstance(x, jax.ShapeDtypeStruct), name
+        assert x.sharding == NamedSharding(sharding().mesh, entry)
+    assert made["keys"].dtype == batched["keys"].dtype
+    assert made["weak"].weak_type == weak_type
+    again = lanes.shard(made, axes, sharding("lanes"))
+    assert again["behind"] is made["behind"]
+    assert lanes.take(made, axes, 0)["behind"].shape == (2, 2)
+    # The layout that arrays get.
+    spread = lanes.shard(batched, lanes_and_axes()[1], sharding("lanes"))
+    assert made["a"].w.sharding == spread["a"].w.sharding
+
+
+def test_an_ensemble_of_abstract_arrays(key, tmp_path):
+    linear = eqx.nn.Linear(2, 3, key=key)
+
+    def make(model, key):
+        return chorax.vmap_call_all_fns(
+            model, chorax.reset_parameters, axis_size=4, key=key
+        )
+
+    real: Any = lanes.Ensemble(*make(linear, key))
+    made: Any = lanes.Ensemble(*eqx.filter_eval_shape(make, linear, key))
+    assert jtu.tree_structure(made) == jtu.tree_structure(real)
+    assert len(made) == made.axis_size == 4
+    assert made.axes.weight == 0
+    assert "4 lanes of Linear, 2 leaves with lanes" in repr(made)
+    assert made[0] == abstract(real[0])
+    assert [member.weight.shape for member in made] == [(3, 2)] * 4
+    assert len(made[1:]) == 3
+    assert made[jnp.array([0, 0])].model.bias.shape == (2, 3)
+    assert eqx.filter_eval_shape(made, jnp.ones(2)).shape == (4, 3)
+    joined = lanes.concatenate([made, made[1:]], eqx.if_array(0))
+    assert len(joined) == 7
+    eqx.tree_serialise_leaves(tmp_path / "made.eqx", real)
+    back = eqx.tree_deserialise_leaves(tmp_path / "made.eqx", made)
+    oracle.assert_same(back, real)
+    stacked = eqx.filter_eval_shape(lambda: lanes.stack([linear] * 4))
+    assert len(lanes.Ensemble(*stacked)) == 4
+
+
+BAD_STRUCTS: dict[str, tuple[Any, str]] = {
+    "other shapes": (
+        lambda one, two: lanes.stack([one, two]),
+        "`v` of model 0 and model 1 differ: float32[2, 3] against float32[4, 3].",
+    ),
+    "against a number": (
+        lambda one, two: lanes.stack([one, {"v": 2.0}]),
+        "`v` of model 0 and model 1 differ: one is not an array but a float, 2.0.",
+    ),
+    "shared but other": (
+        lambda one, two: lanes.stack([one, two], share=...),
+        "`v` of model 0 and model 1 differ: float32[2, 3] against float32[4, 3].",
+    ),
+    "lanes that disagree": (
+        lambda one, two: lanes.unstack([one, two], 0),
+        "`axes` maps `1.v` along axis 0, which must be `axis_size` = 2 long, but it has "
+        "4 there: its shape is (4, 3). Map it along its lane axis, or use `None` to "
+        "share it.",
+    ),
+    "as a mask": (
+        lambda one, two: lanes.where(one["v"], one, one, 0),
+        "`mask` must be a boolean array of shape (2,), one entry per lane, but got an "
+        "abstract array of dtype float32 and shape (2, 3).",
+    ),
+    "as an index": (
+        lambda one, two: lanes.take(one, 0, one["v"]),
+        "`index` must be an integer, a slice, a mask or an array of indices, but got "
+        "an abstract array of dtype float32 and shape (2, 3).",
+    ),
+    "in a call": (
+        lambda one, two: chorax.vmap_call_all_fns(
+            [cell(0), one], "go", in_axes=[None, 0]
+        ),
+        "`in_axes` maps `1.v` along axis 0, but it is not an array: an abstract array of "
+        "dtype float32 and shape (2, 3). Use `None` there, or `eqx.if_array(0)` to map "
+        "the arrays only.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "text"), BAD_STRUCTS.values(), ids=BAD_STRUCTS)
+def test_bad_use_of_abstract_arrays(call, text):
+    structs = [{"v": jax.ShapeDtypeStruct((n, 3), jnp.float32)} for n in (2, 4)]
+    with pytest.raises((TypeError, ValueError), match=f"(?m)^{re.escape(text)}$"):
+        call(*structs)
+
+
+class Counter(eqx.Module):
+    n: int
+    w: Any
+
+    def count(self):
+        return chorax.replace(self, n=self.n + 1)
+
+    def grow(self):
+        return chorax.replace(self, w=self.w + self.n)
+
+
+def test_ensembles_of_other_sizes_are_concatenated():
+    def grown(size):
+        # Until `grow` gives it lanes, no leaf says how many there are.
+        model = Counter(size, jnp.ones(2))
+        made = chorax.vmap_call_all_fns(model, "count", axis_size=size)
+        made = chorax.replace(lanes.Ensemble(*made), model=Counter(1, jnp.ones(2)))
+        return {"e": [chorax.call_all_fns(made, "grow")[0]]}
+
+    one, two = grown(2), grown(3)
+    joined: Any = lanes.concatenate([one, two], eqx.if_array(0))
+    assert len(joined["e"][0]) == 5
+    first = lanes.take(two, eqx.if_array(0), slice(0, 2))
+    assert len(lanes.where([True, False], one, first, eqx.if_array(0))["e"][0]) == 2
+    both, axes = lanes.stack([one, first])
+    assert [len(each["e"][0]) for each in lanes.unstack(both, axes)] == [2, 2]
+    # Where no leaf says it, nothing else would tell one from the other.
+    alone = [
+        lanes.Ensemble(
+            *chorax.vmap_call_all_fns(Counter(1, None), "count", axis_size=n)
+        )
+        for n in (2, 3)
+    ]
+    with pytest.raises(ValueError, match=r"differ at `0\.size_when_made`: .*2; .*3"):
+        lanes.stack([[alone[0]], [alone[1]]])
 
 
 def test_axes_counted_from_the_end():

@@ -777,7 +777,7 @@ MISUSES: dict[str, Any] = {
         },
         ValueError,
         "`sharding` must be on a mesh of devices, as `jax.make_mesh` makes, but its "
-        "mesh is abstract: it says nothing of where lanes live.",
+        "mesh is abstract: it names no devices.",
     ),
     "left open": (
         lambda: {

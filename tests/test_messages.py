@@ -145,9 +145,9 @@ def test_states_made_apart_name_make_with_state(name, key):
         lanes.stack([make(key), make(key)])
     assert "object" not in str(info.value)
     # The cures that it names.
-    assert "Make each model by `eqx.nn.make_with_state`" in str(info.value)
+    assert "Create each model with `eqx.nn.make_with_state`" in str(info.value)
     pairs = [eqx.nn.make_with_state(make)(key) for _ in range(2)]
     assert len(lanes.unstack(*lanes.stack(pairs))) == 2
-    assert "draw the others by `vmap_call_all_fns(model, reset_" in str(info.value)
+    assert "draw the others with `vmap_call_all_fns(model, reset_" in str(info.value)
     _, delta = vmap_call_all_fns(make(key), reset_parameters, axis_size=2, key=key)
     assert delta.axis_size == 2

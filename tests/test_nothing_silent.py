@@ -1,4 +1,4 @@
-"""Where a call may well do something else than was meant, it says so."""
+"""Calls that may not do what was meant warn, or raise an error."""
 
 import re
 from typing import Any
@@ -40,7 +40,7 @@ def net(**options):
     return [Cell(jnp.ones(3), **options), Cell(jnp.ones(2), **options)]
 
 
-# How many lanes there are, where `in_axes` says it.
+# The number of lanes, when `in_axes` determines it.
 
 
 def made(size=4, **options):
@@ -48,7 +48,7 @@ def made(size=4, **options):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_mapped_leaves_tell_how_many_lanes_there_are(jit):
+def test_mapped_leaves_determine_the_number_of_lanes(jit):
     batched, delta = made()
     done = jnp.array([True, False, False, True])
 
@@ -62,7 +62,7 @@ def test_mapped_leaves_tell_how_many_lanes_there_are(jit):
 
 
 @pytest.mark.parametrize("axes", ["delta", "tree", "last"])
-def test_every_form_of_in_axes_tells_it(axes):
+def test_every_form_of_in_axes_determines_it(axes):
     batched, delta = made()
     in_axes: Any = {"delta": delta, "tree": delta.in_axes, "last": None}[axes]
     if axes == "last":
@@ -97,7 +97,7 @@ def test_a_delta_decides_where_it_maps_no_leaf():
         vmap_reset_all_states(shared, in_axes=delta, axis_size=5)
 
 
-def test_given_and_different():
+def test_an_axis_size_that_differs():
     batched, delta = made()
     text = (
         "`in_axes` maps `0.v` along axis 0, which must be `axis_size` = 5 long, but it "
@@ -110,13 +110,13 @@ def test_given_and_different():
 
 
 @pytest.mark.parametrize("size", [0, "4", 4.0, True, jnp.array([4, 4])])
-def test_what_is_no_number_of_lanes(size):
+def test_an_axis_size_that_is_not_a_positive_integer(size):
     batched, delta = made()
     with pytest.raises(ValueError, match="`axis_size` must be a positive integer"):
         vmap_reset_all_states(batched, in_axes=delta, axis_size=size)
 
 
-def test_nothing_else_tells_it(key):
+def test_nothing_else_determines_it(key):
     batched, _ = made()
     _, plain = vmap_call_all_fns(net(), "init_state", axis_size=1)
     assert plain.axis_size == 1
@@ -183,7 +183,7 @@ def test_a_filter_of_leaves_that_matches_nothing(filter, options, text):
             silent(state_to_exclude=filter, **options)
 
 
-def test_tags_of_the_delta_are_told():
+def test_tags_of_the_delta_are_listed():
     batched, delta = made(state_tag="old")
     text = "no written leaf is tagged 'odl'; tags are 'new', 'old'."
     with pytest.warns(UserWarning, match=re.escape(text)):
@@ -205,7 +205,7 @@ def test_tags_of_the_delta_are_told():
         [eqx.nn.Dropout, lambda x: False],
     ],
 )
-def test_what_may_match_nothing(filter):
+def test_filters_that_may_match_nothing(filter):
     silent(node_to_exclude=filter)
     silent(state_to_exclude=filter)
 
@@ -216,7 +216,7 @@ def test_one_of_several_that_matches():
     silent(state_to_exclude=["a", "b"], state_tag="b")
 
 
-# Parameters that stay the same in all lanes, for want of a rule.
+# Parameters that stay the same in all lanes, because no rule draws them.
 
 
 def draw(model, key, **options):
@@ -235,6 +235,7 @@ def kept_text(found, paths, classes, first):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_32_bits")
 def test_a_transformer_that_others_wrote(key):
     models: Any = pytest.importorskip("equimo.models")
     options: Any = {"img_size": 8, "in_channels": 1, "dim": 8, "patch_size": 4}
@@ -259,6 +260,7 @@ def test_a_transformer_that_others_wrote(key):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_32_bits")
 def test_data_that_others_hold(key):
     diffrax: Any = pytest.importorskip("diffrax")
     data = diffrax.LinearInterpolation(jnp.arange(3.0), jnp.ones((3, 2)))
@@ -273,6 +275,7 @@ def test_data_that_others_hold(key):
         draw(model, key)
 
 
+@pytest.mark.usefixtures("in_32_bits")
 def test_arrays_without_a_rule(key):
     class Scale(eqx.Module):
         gain: jax.Array
@@ -285,7 +288,7 @@ def test_arrays_without_a_rule(key):
     assert new.gain is model.gain
     with pytest.warns(UserWarning, match=re.escape(text)):
         chorax.call_all_fns(model, reset_parameters, key=key)
-    # What is left out, or has a value in each lane, is meant to be as it is.
+    # Arrays of excluded nodes, and arrays with lanes, are meant to stay.
     draw(model, key, node_to_exclude=Scale)
     many = replace(model, gain=jnp.ones((2, 3)))
     draw(many, key, in_axes=lambda x: 0 if x.shape == (2, 3) else None)
@@ -297,7 +300,7 @@ def test_arrays_without_a_rule(key):
     draw(model, key)
 
 
-def test_what_is_no_parameter(key):
+def test_arrays_that_are_not_parameters(key):
     class Holder(eqx.Module):
         count: jax.Array
         layer: Any
@@ -330,16 +333,16 @@ def test_a_reset_that_forgets_its_lanes(jit):
     assert new[0].v.shape == (4, 4, 3)
 
 
-def test_what_forgets_nothing():
+def test_calls_that_forget_nothing():
     batched, delta = made(4)
     vmap_reset_all_states(batched, in_axes=delta)
     vmap_reset_all_states(batched, in_axes=lambda leaf: None, axis_size=4)
     vmap_reset_all_states(batched, axis_size=5)
-    # By a function, whoever wrote it knows what it is given; with a mask, all that is
-    # written has something to keep.
+    # A function was written for the shapes that it gets; with a mask, every written
+    # leaf has something to keep.
     vmap_call_all_fns(batched, lambda cell: cell.reset_state(), axis_size=4)
     vmap_reset_all_states(batched, axis_size=4, where=[True] * 4)
-    # One array of another size is enough, and so are none that were there.
+    # One array of another size is enough for silence; so is a call that makes arrays.
     one = [replace(batched[0], v=jnp.ones((3, 4))), batched[1]]
     vmap_reset_all_states(one, axis_size=4)
     vmap_init_all_states([Cell(jnp.ones(4))], axis_size=4)
@@ -363,8 +366,8 @@ KEYS = "keys, as `jax.random.wrap_key_data` makes them"
 @pytest.mark.parametrize(
     ("value", "got"),
     [
-        (jnp.ones(2), "float32 of shape (2,)"),
-        (jnp.ones((3, 1)), "float32 of shape (3, 1)"),
+        (jnp.ones(2, "float32"), "float32 of shape (2,)"),
+        (jnp.ones((3, 1), "float32"), "float32 of shape (3, 1)"),
         (np.ones((2, 4, 3)), "float32 of shape (2, 4, 3)"),
         (jnp.ones(3, "bfloat16"), "bfloat16 of shape (3,)"),
         (np.ones(3, "int32"), "int32 of shape (3,)"),
@@ -414,7 +417,7 @@ def test_a_value_that_fits(value, shape, dtype):
 
 @pytest.mark.parametrize("value", [jnp.ones(7), np.ones((2, 2)), 1.0, "text", None])
 @pytest.mark.parametrize("old", [None, 0.5, "text", jnp.tanh])
-def test_any_value_fits_where_no_array_stands(value, old):
+def test_any_value_fits_in_place_of_a_non_array(value, old):
     model = Cell(jnp.ones(3), old)
     new, _, missing = assign_state_values(model, {"v": value})
     if eqx.is_array(value):
@@ -428,14 +431,16 @@ def test_any_value_fits_where_no_array_stands(value, old):
 def test_keys_are_not_their_data(key):
     data = jax.random.key_data(key)
     model = {"k": key, "data": data}
-    text = fit_text("k", "uint32 of shape (2,)", f"{key.dtype} of shape ()", KEYS)
+    form = f"{data.dtype} of shape {data.shape}"
+    text = fit_text("k", form, f"{key.dtype} of shape ()", KEYS)
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         assign_state_values(model, {"k": data})
-    other = jax.random.key(0, impl="rbg")
+    others = [jax.random.key(0, impl=impl) for impl in ("rbg", "threefry2x32")]
+    other = next(x for x in others if x.dtype != key.dtype)
     text = fit_text("k", f"{other.dtype} of shape ()", f"{key.dtype} of shape ()", SAME)
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         assign_state_values(model, {"k": other})
-    text = fit_text("data", f"{key.dtype} of shape ()", "uint32 of shape (2,)", SAME)
+    text = fit_text("data", f"{key.dtype} of shape ()", form, SAME)
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         assign_state_values(model, {"data": key})
     keys = jax.random.split(key, 4)
@@ -444,6 +449,7 @@ def test_keys_are_not_their_data(key):
 
 
 @pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.usefixtures("in_32_bits")
 def test_what_a_call_wrote_is_loaded_into_a_fresh_model(jit):
     batched, delta = made()
 
@@ -457,16 +463,16 @@ def test_what_a_call_wrote_is_loaded_into_a_fresh_model(jit):
     loaded, unexpected, missing = assign_state_values(like, delta.to_dict())
     assert (unexpected, missing) == ([], ["0.w", "1.w"])
     assert loaded[0].v is batched[0].v
-    # States that have lanes need values that have them.
+    # A value without lanes does not fit a state with lanes.
     text = fit_text("0.v", "float32 of shape (3,)", "float32 of shape (4, 3)", SAME)
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         assign_state_values(batched, {"0.v": jnp.ones(3, "float32")})
-    # Shapes for shapes.
+    # Abstract values fit an abstract model.
     shapes, _, _ = assign_state_values(like, like_delta.to_dict())
     assert shapes[0].v == like[0].v
 
 
-# Values for an `Ensemble`, whose axes say which leaves its lanes share.
+# Values for an `Ensemble`: its axes say which leaves its lanes share.
 
 
 def members():
@@ -478,8 +484,8 @@ def shares_text(path, got):
     return (
         f"The value for `{path}` does not fit: it is {got}, but the axes of the "
         "`Ensemble` at `part` do not map that leaf, so its lanes would share the "
-        "value. First make the calls that gave the saved model this leaf, in "
-        "`eqx.filter_eval_shape` if their values do not matter; or pass "
+        "value. First make the calls that gave the leaf its lanes in the saved model, "
+        "under `eqx.filter_eval_shape` if their values do not matter; or pass "
         "`check=False` to take all values as they are."
     )
 
@@ -502,7 +508,7 @@ def test_values_for_what_the_lanes_of_an_ensemble_share():
         model, {"part.model.v": jnp.ones((5, 3))}, check=False
     )
     assert taken["part"].model.v.shape == (5, 3)
-    # Shared by all of them as it was; each its own; and lanes around the ensemble.
+    # These fit: a shared value, a value per lane, and lanes around the ensemble.
     state = {"part.model.v": jnp.zeros(3), "part.model.w": jnp.zeros((5, 3))}
     new, _, missing = assign_state_values(model, state)
     assert missing == []
@@ -512,22 +518,23 @@ def test_values_for_what_the_lanes_of_an_ensemble_share():
 
 
 @pytest.mark.usefixtures("in_32_bits")
-def test_states_that_an_ensemble_does_not_have_yet():
+def test_states_that_an_ensemble_does_not_have():
     saved = members()
     fresh = {"part": lanes.Ensemble(*lanes.stack([Cell(jnp.zeros(3))] * 5))}
     text = shares_text("part.model.v", "float32 of shape (5, 3)")
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         assign_state_values(fresh, state_of(saved))
-    # As the message says.
+    # The cure in the message works.
     loaded, unexpected, missing = assign_state_values(
         eqx.filter_eval_shape(members), state_of(saved)
     )
     assert (unexpected, missing) == ([], [])
     assert eqx.tree_equal(loaded, saved)
     assert loaded["part"][2].v.tolist() == [1.0] * 3
-    # What is not an array is shared in any case.
-    new, _, _ = assign_state_values(fresh, {"part.model.v": 0.5})
-    assert new["part"][2].v == 0.5
+    # A value without axes is shared in any case.
+    for value in (0.5, np.float32(0.5), jnp.array(0.5)):
+        new, _, _ = assign_state_values(fresh, {"part.model.v": value})
+        assert new["part"][2].v == 0.5
 
 
 @pytest.mark.usefixtures("in_32_bits")
@@ -536,7 +543,7 @@ def test_an_ensemble_in_another_one():
     many = replace(inner, model=Cell(jnp.ones((2, 5, 3)), inner.model.v))
     axes = replace(inner, model=replace(inner.model, w=0, v=None))
     outer = lanes.Ensemble(many, axes)
-    # The lanes of the inner one differ in `v`, those of the outer one do not.
+    # `v` has lanes in the inner ensemble, but not in the outer one.
     with pytest.raises(
         ValueError, match="the `Ensemble` at the root `\\(\\)` do not map"
     ):
@@ -562,7 +569,7 @@ def test_a_state_dict_of_a_model_that_others_wrote(key):
         assign_state_values(flow, {path: jnp.ones(7, x.dtype)})
 
 
-# Swept values, which are not to be trained.
+# Swept values that must not be trained.
 
 
 class Scaled(eqx.Module):
@@ -610,16 +617,15 @@ def test_swept_values_are_not_trained(key):
             model, jax.tree.map(lambda p, g: -0.1 * (g + 0.1 * p), params, grads)
         )
 
-    keys = jax.random.split(key, 3)
-    new = eqx.filter_vmap(step, in_axes=(delta.in_axes, 0))(many, keys)
+    new = eqx.filter_vmap(step, in_axes=(delta.in_axes, None))(many, key)
     np.testing.assert_array_equal(new.tau, taus)
     np.testing.assert_array_equal(new.layers[1].p, ps)
     olds = lanes.unstack(many, delta)
-    for old, one_new, key in zip(olds, lanes.unstack(new, delta), keys, strict=True):
-        # By hand: all parameters, and nothing else.
+    for old, one_new in zip(olds, lanes.unstack(new, delta), strict=True):
+        # By hand: the step for the weights of one lane.
         weights = [old.layers[0].layers[i].weight for i in (0, 1)]
 
-        def by_hand(weights, old=old, key=key):
+        def by_hand(weights, old=old):
             layers = [
                 replace(layer, weight=weight)
                 for layer, weight in zip(old.layers[0].layers, weights, strict=True)
@@ -635,7 +641,7 @@ def test_swept_values_are_not_trained(key):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
-# Arguments that were meant for the call, and errors with a known cure.
+# Arguments that went to the methods, and errors with a known cure.
 
 
 def notes_of(info):
@@ -696,7 +702,7 @@ class ChangesBelow(eqx.Module):
     reset_state = init_state
 
 
-# Each as a function of the model, a method or a function, and a key.
+# Calls of `f` on the model `m`, and calls of its methods for states.
 COLLECTIVE: dict[str, Any] = {
     "call_all_fns": lambda m, f, key: chorax.call_all_fns(m, f, key=key),
     "vmap_call_all_fns": lambda m, f, key: vmap_call_all_fns(
@@ -717,7 +723,7 @@ STATES: dict[str, Any] = {
 
 
 def error_of(kind, text, call, model, key, jit):
-    """The notes of an error that is raised within a user's `jit`, or without."""
+    """The notes of an error, which may be raised inside `jit`."""
 
     def run(model, key):
         call(model, key)
@@ -771,8 +777,8 @@ def test_stacking_models_of_different_activations(key):
         for activation in (jnp.tanh, jnp.sin)
     ]
     text = (
-        "What is no array is shared by all lanes; give all models the same function, "
-        "or keep them in a list."
+        "A leaf that is not an array is shared by all lanes; give all models the same "
+        "function, or keep them in a list."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         lanes.stack(models)

@@ -1,4 +1,4 @@
-"""`reset_parameters`: draw for draw what the constructor makes."""
+"""`reset_parameters` draws exactly what the constructor draws."""
 
 import itertools
 from typing import Any
@@ -129,10 +129,12 @@ def test_other_modules_come_back_unchanged():
     assert fresh["mine"].w is mine.w
 
 
-def test_a_parameter_that_is_no_array_is_named():
+def test_a_parameter_that_is_not_an_array_is_named():
     linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
     wrapped = eqx.tree_at(lambda x: x.weight, linear, eqx.nn.Lambda(jnp.tanh))
-    with pytest.raises(TypeError, match="`weight` of Linear is no array, but a Lambda"):
+    with pytest.raises(
+        TypeError, match="`weight` of Linear is not an array but a Lambda"
+    ):
         chorax.reset_parameters(wrapped, key=jax.random.key(0))
     with pytest.raises(TypeError, match="Register a rule") as info:
         chorax.vmap_call_all_fns(
@@ -154,14 +156,14 @@ def test_tied_layers_stay_tied(lane_key):
     one, two = fresh()
     assert one.weight is two.weight
     assert one.weight.shape == (2, 2, 2)
-    # What is not tied is drawn as ever.
+    # Values that are not tied are drawn as usual.
     for index, k in enumerate(jax.random.split(new, 2)):
         own = oracle.node_key(k, ("pytree", 1))
         oracle.assert_same(two.bias[index], eqx.nn.Linear(2, 2, key=own).bias)
     assert jtu.tree_structure(fresh) == jtu.tree_structure(shared)
 
 
-# Layers that are given a layer go by it, and have no draws of its.
+# Layers that wrap a layer follow it, and do not draw its parameters.
 AROUND = {"SpectralNorm", "WeightNorm", "Sequential", "Shared"}
 
 
@@ -173,7 +175,7 @@ def arrays(tree: Any) -> Any:
     "name",
     quick(
         [n for n in LAYERS if n.split()[0] not in AROUND],
-        # Each rule once; what differs in dtype or in the number of axes repeats it.
+        # Each rule once; other dtypes and numbers of axes repeat it.
         [n for n in LAYERS if n.isalpha() and n not in AROUND],
     ),
 )
@@ -181,7 +183,7 @@ def test_every_layer_is_drawn_as_its_constructor_would(name):
     old, new = keys()
     layer, built = LAYERS[name](old), LAYERS[name](new)
     if name == "PReLU of its own":
-        built = eqx.nn.PReLU()  # What it was made with, it does not know.
+        built = eqx.nn.PReLU()  # It does not record its initial value.
     # As if it had been trained.
     layer = jtu.tree_map(
         lambda x: x + jnp.ones((), x.dtype) if eqx.is_inexact_array(x) else x, layer
@@ -194,8 +196,8 @@ def test_every_layer_is_drawn_as_its_constructor_would(name):
 
 
 def with_structure_of(layer: Any, built: Any) -> Any:
-    """The leaves of one in the structure of the other: a `StateIndex` has an identity
-    of its own."""
+    """The leaves of one in the structure of the other: each `StateIndex` has another
+    identity."""
     return jtu.tree_unflatten(jtu.tree_structure(layer), jtu.tree_leaves(built))
 
 
@@ -335,7 +337,7 @@ def test_attention_with_other_projections_is_left_to_them():
 
 
 def cast(layer: Any, dtype: Any, step: int = 1) -> Any:
-    """The layer with each so-and-so-many-th of its real numbers in another dtype."""
+    """The layer with every `step`-th of its real arrays in another dtype."""
     count = itertools.count()
 
     def change(x):
@@ -475,7 +477,7 @@ def test_an_mlp_with_layers_of_integers_of_another_class_is_left_to_them():
     assert chorax.reset_parameters(other, key=new) is other
 
 
-# What is tied, in which of two layers that are alike.
+# Which part of two equal layers is tied, by layer.
 TIED: dict[str, Any] = {
     "PReLU": lambda x: x.negative_slope,
     "WeightNorm": lambda x: x.layer.weight,
@@ -544,7 +546,7 @@ WRAPPERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_layers_in_wrappers(name, lane_key):
-    """As the page of sharp edges has it."""
+    """As the page of sharp edges says."""
     wrap, is_seen = WRAPPERS[name]
     model = {"f": wrap(LAYERS["Linear"](lane_key)), "bare": LAYERS["Linear"](lane_key)}
     _, delta = chorax.call_all_fns(model, chorax.reset_parameters, key=lane_key)

@@ -1,4 +1,4 @@
-"""For which classes a rule of `reset_parameters` holds."""
+"""Which classes a rule of `reset_parameters` holds for."""
 
 import abc
 import collections.abc
@@ -24,17 +24,19 @@ default: Any = reset_parameters.dispatch(object)
 
 @pytest.fixture(autouse=True)
 def own_rules():
-    """What a test registers goes when it ends."""
+    """Removes what a test has registered."""
     registry = inspect.getclosurevars(reset_parameters.register).nonlocals["registry"]
     before = dict(registry)
     yield
     registry.clear()
     registry.update(before)
-    reset_parameters.register(object, default)  # Which forgets what was dispatched.
+    reset_parameters.register(
+        object, default
+    )  # This clears the cache of the dispatcher.
 
 
 class Zeros(eqx.nn.Linear):
-    """With a constructor of its own."""
+    """With its own constructor."""
 
     def __init__(self, in_features, out_features, *, key):
         super().__init__(in_features, out_features, key=key)
@@ -42,7 +44,7 @@ class Zeros(eqx.nn.Linear):
 
 
 class Bigger(eqx.nn.Conv2d):
-    """With another argument."""
+    """With one more argument."""
 
     gain: float
 
@@ -52,7 +54,7 @@ class Bigger(eqx.nn.Conv2d):
 
 
 class Named(eqx.nn.Linear):
-    """With another field and a method, but the constructor of its base."""
+    """With one more field and a method, but its base's constructor."""
 
     name: str = "of no say"
 
@@ -67,7 +69,7 @@ with pytest.warns(UserWarning, match="will not be"):
             raise AssertionError
 
 
-# As an import hook for types decorates a class.
+# Decorated as the import hook of a type checker does it.
 @jaxtyping.jaxtyped(typechecker=beartype.beartype)
 class Typed(eqx.nn.Linear):
     pass
@@ -198,7 +200,7 @@ def test_constructors_that_dataclasses_make():
     reset_parameters.register(Point, other)
     inheriting, others = subclasses_of_point()
     for kind in (*inheriting, *others):
-        assert reset_parameters.dispatch(kind) is other  # They are of one package.
+        assert reset_parameters.dispatch(kind) is other  # They are in one package.
         of_package("theirs", kind)
     assert {reset_parameters.dispatch(kind) for kind in inheriting} == {other}
     assert {reset_parameters.dispatch(kind) for kind in others} == {default}
@@ -241,7 +243,7 @@ def test_a_rule_for_what_has_no_constructor_holds_for_all(kind):
     of_package("theirs", Concrete)
     reset_parameters.register(kind, other)
     assert reset_parameters.dispatch(Concrete) is other
-    # A rule for a class itself is nearer.
+    # A rule for the class itself takes precedence.
     assert reset_parameters.dispatch(eqx.nn.Linear) is not other
 
 

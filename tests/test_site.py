@@ -119,7 +119,7 @@ def test_every_public_member_has_an_entry():
         name = next(name for name in PUBLIC if name.endswith(f".{cls.__name__}"))
         own = {*vars(cls), *getattr(cls, "__annotations__", {})}
         # What the constructor is given by chorax alone, and what Equinox adds.
-        private = {"before", "after", "leaves", "size_when_made", "mapped"}
+        private = {"before", "after", "leaves", "path_tags", "size_when_made", "mapped"}
         public = {x for x in own if not x.startswith("_")} - private
         assert {f"{name}.{member}" for member in public} <= documented
 

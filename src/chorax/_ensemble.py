@@ -1,5 +1,6 @@
-"""A batched model as a module: an ensemble that can be a part of a bigger model."""
+"""A batched model as a module, which can be part of a larger model."""
 
+import operator
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, cast, Generic, overload, TypeVar
 
@@ -8,8 +9,7 @@ import jax.tree_util as jtu
 
 from ._lanes._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
 from ._lanes._lane_axes import (
-    agreed_count,
-    count_lanes,
+    known_lane_axes,
     lane_axes,
     LaneAxes,
     take_lanes,
@@ -33,9 +33,9 @@ M = TypeVar("M")
 
 
 class _Hint(int):
-    """A number of lanes that structures are not compared by: where leaves tell it,
-    there is one structure for all numbers, as for other batched models. A remembered
-    call goes by the `repr`."""
+    """A number of lanes that is ignored when structures are compared: if leaves have
+    it, the structure is the same for all numbers, as for other batched models. The
+    memory of calls compares its `repr`."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hint)
@@ -52,21 +52,21 @@ class Ensemble(LaneHolder, Generic[M]):
 
     Calling it calls the model in every lane. It is a module like any other: gradients,
     optax, serialisation and `eqx.nn.inference_mode` work on it, and it can be a field
-    of a bigger model. A collective call that meets it there calls the modules inside
-    once for each lane of the ensemble, with keys of their own, and what they write has
-    a lane for each. Their annotations speak of what one of its lanes sees.
+    of a larger model. A collective call on such a model also calls the modules inside,
+    once per lane of the ensemble, each with its own key, and what they write gets one
+    entry per lane. Their annotations are checked as one lane of the ensemble sees them.
 
-    An ensemble as a part of a bigger model is what functorch's users ask for in its
+    An ensemble as a part of a larger model is what users of functorch ask for in its
     issue 992.
 
     **Arguments:**
 
-    - `model`: a batched model, as `vmap_call_all_fns` or `chorax.lanes.stack` make it.
-    - `axes`: its lane axes: the `StateDelta` or the tree that came with it, or anything
-        that `eqx.filter_vmap` takes as `in_axes`.
+    - `model`: a batched model, from `vmap_call_all_fns` or `chorax.lanes.stack`.
+    - `axes`: its lane axes: the `StateDelta` or the tree that was returned with it, or
+        anything that `eqx.filter_vmap` takes as `in_axes`.
 
-    **Raises:** `ValueError` if nothing tells how many lanes there are, neither a leaf
-    nor a delta, or if leaves disagree.
+    **Raises:** `ValueError` if neither a leaf nor a delta has a number of lanes, or if
+    leaves disagree.
 
     ```python
     >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
@@ -88,43 +88,36 @@ class Ensemble(LaneHolder, Generic[M]):
 
     model: M
     """The batched model, as it was given."""
-    size_when_made: int = eqx.field(static=True, repr=False)
 
     def __init__(self, model: M, axes: Any) -> None:
         found = lane_axes(model, axes)
         paths = leaf_paths(found.structure)
         pairs = zip(paths, found.axes, strict=True)
         self.model = model
-        is_told = any(axis is not None for axis in found.axes)
-        # Where no leaf does, nothing else would tell one trace from another.
-        self.size_when_made = _Hint(found.size) if is_told else found.size
         self.mapped = frozenset(
             (path, axis) for path, axis in pairs if axis is not None
         )
+        # If no leaf has lanes, only this number distinguishes two structures.
+        self.size_when_made = _Hint(found.size) if self.mapped else found.size
 
     @property
     def axis_size(self) -> int:
-        """The number of lanes: that of the leaves, or what it was when it was made, as
-        long as no leaf with lanes is there."""
+        """The number of lanes: that of the leaves, or the original number while there
+        is no leaf with lanes."""
         return self._lanes().size
-
-    def _lanes(self) -> LaneAxes:
-        known = dict(self.mapped)
-        leaves, structure = jtu.tree_flatten(self.model)
-        # What a transformation has put in place of arrays has no lanes.
-        pairs = zip(leaf_paths(structure), leaves, strict=True)
-        axes = tuple(known.get(path) if eqx.is_array(x) else None for path, x in pairs)
-        told = agreed_count(leaves, structure, axes, "axes")
-        size = int(self.size_when_made) if told is None else told
-        return LaneAxes(leaves, structure, axes, size)
 
     @property
     def axes(self) -> M:
         """The model with the lane axis of each leaf, `None` for shared ones."""
         structure = jtu.tree_structure(self.model)
+        return cast(M, jtu.tree_unflatten(structure, self._axes(structure)))
+
+    def _axes(self, structure: jtu.PyTreeDef) -> list[int | None]:
         known = dict(self.mapped)
-        axes = [known.get(path) for path in leaf_paths(structure)]
-        return cast(M, jtu.tree_unflatten(structure, axes))
+        return [known.get(path) for path in leaf_paths(structure)]
+
+    def _lanes(self) -> LaneAxes:
+        return known_lane_axes(self.model, self.mapped, int(self.size_when_made))
 
     @typed("fn", Callable, "a function `(model, *args, **kwargs)`")
     def vmap(
@@ -142,15 +135,14 @@ class Ensemble(LaneHolder, Generic[M]):
 
         - `fn`: a function `(model, *args, **kwargs)`.
         - `in_axes`: the lane axes of `args`, as `eqx.filter_vmap` takes them: a tuple
-            with one entry for each argument, or one entry for all. `None`: every lane
-            gets them whole.
-        - `kwargs_in_axes`: the same for `kwargs`, a dictionary or one entry for all.
-        - `out_axes`: the lane axes of what `fn` returns; `...`: every array gets one in
-            front.
+            with one entry per argument, or one entry for all. `None`: every lane gets
+            all of them.
+        - `kwargs_in_axes`: the same for `kwargs`: a dictionary, or one entry for all.
+        - `out_axes`: the lane axes of what `fn` returns. `...`: axis 0 of every array.
         - `axis_name`: as in `jax.vmap`.
 
-        **Returns:** a function of `args` and `kwargs`, which raises `ValueError` for
-        one that is to be mapped and has another number of lanes.
+        **Returns:** a function of `args` and `kwargs`. It raises `ValueError` if a
+        mapped argument has another number of lanes than the ensemble.
 
         ```python
         >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
@@ -197,12 +189,8 @@ class Ensemble(LaneHolder, Generic[M]):
 
         **Returns:** what the model returns, with a leading lane axis.
         """
-
-        def call(model: Any, *args: Any, **kwargs: Any) -> Any:
-            return model(*args, **kwargs)
-
-        over_lanes = self.vmap(call, in_axes=in_axes, kwargs_in_axes=kwargs_in_axes)
-        return over_lanes(*args, **kwargs)
+        axes = {"in_axes": in_axes, "kwargs_in_axes": kwargs_in_axes}
+        return self.vmap(operator.call, **axes)(*args, **kwargs)
 
     def __len__(self) -> int:
         """The number of members."""
@@ -225,11 +213,11 @@ class Ensemble(LaneHolder, Generic[M]):
         array of indices.
         """
         lanes = self._lanes()
-        taken, drops_axis = take_lanes(lanes, index)
-        if drops_axis:
+        taken, count = take_lanes(lanes, index)
+        if count is None:
             return taken
-        # Also the axes of leaves that are not there for the moment.
-        size = type(self.size_when_made)(count_lanes(lanes.size, index))
+        # `mapped` stays: it also has the axes of leaves that are absent for now.
+        size = type(self.size_when_made)(count)
         return replace(self, model=taken, size_when_made=size)
 
     def __iter__(self) -> Iterator[M]:
@@ -244,19 +232,17 @@ class Ensemble(LaneHolder, Generic[M]):
         return self._table().html()
 
     def _table(self) -> Table:
-        known = dict(self.mapped)
         try:
             size = self.axis_size
-        except ValueError:  # Leaves disagree, for which this is not the place.
+        except ValueError:  # Leaves disagree, which is no reason not to print them.
             size = self.size_when_made
         leaves, structure = jtu.tree_flatten(self.model)
-        pairs = list(zip(leaf_paths(structure), leaves, strict=True))
+        columns = leaf_paths(structure), leaves, self._axes(structure)
+        arrays = [row for row in zip(*columns, strict=True) if is_array_like(row[1])]
         rows = tuple(
-            Row(path, value_cells(x, known.get(path)), size_of(x))
-            for path, x in pairs
-            if is_array_like(x)
+            Row(path, value_cells(x, axis), size_of(x)) for path, x, axis in arrays
         )
-        shared = sum(path not in known for path, x in pairs if is_array_like(x))
+        shared = sum(axis is None for _, _, axis in arrays)
         parts = [
             f"{counted(size, 'lane')} of {type(self.model).__name__}",
             counted(len(rows) - shared, "leaf with lanes", "leaves with lanes"),

@@ -74,6 +74,10 @@ def nodes(linear: eqx.nn.Linear, neuron: Neuron, key: jax.Array) -> None:
     assert_type(rule(neuron), Neuron)
 
 
+def step(model: eqx.nn.Linear, x: jax.Array) -> tuple[eqx.nn.Linear, jax.Array]:
+    return model, model(x)
+
+
 def members(linears: list[eqx.nn.Linear], mask: jax.Array) -> None:
     batched, axes = lanes.stack(linears)
     assert_type(batched, eqx.nn.Linear)
@@ -83,6 +87,10 @@ def members(linears: list[eqx.nn.Linear], mask: jax.Array) -> None:
     assert_type(lanes.concatenate([batched, batched], axes), eqx.nn.Linear)
     assert_type(lanes.where(mask, batched, batched, axes), eqx.nn.Linear)
     assert_type(lanes.broadcast(linears[0], 3), tuple[eqx.nn.Linear, eqx.nn.Linear])
+    assert_type(lanes.scan(step, batched, axes, mask), tuple[eqx.nn.Linear, Any])
+    assert_type(lanes.fold(step, batched, axes, mask), tuple[jax.Array, Any])
+    assert_type(lanes.vmap(step, in_axes=(axes, None)), Callable[..., Any])
+    assert_type(lanes.vmap(in_axes=0)(step), Callable[..., Any])
     ensemble = Ensemble(batched, axes)
     assert_type(ensemble, Ensemble[eqx.nn.Linear])
     assert_type(ensemble.model, eqx.nn.Linear)

@@ -1,4 +1,4 @@
-"""One module against its annotations, and what is said where it does not fit."""
+"""Checking one module against its annotations, and the error if it does not fit."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from .._tree._memo import Cell, exact_structure, fingerprint, kind_cell
 from .._tree._paths import walk
 from ._fits import check_fields, Misfit
 from ._hints import hinted_fields
-from ._names import narrowed
+from ._scope import Narrowed, zeros
 
 
 class AnnotationError(TypeError):
@@ -38,37 +38,38 @@ class AnnotationError(TypeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class LaneArray:
     """An array as one lane sees it.
 
-    `host` is the type of a NumPy scalar, and the dtype of a NumPy array that JAX would
+    `host` is the type of a NumPy scalar, or the dtype of a NumPy array that JAX would
     change.
     """
 
     struct: jax.ShapeDtypeStruct
     host: Any = None
 
-    def without_axes(self, count: int) -> "Seen":
-        """The same without some leading axes."""
+    def without_axes(self, count: int) -> "LaneArray":
+        """The same array without some leading axes."""
         shape, dtype = self.struct.shape[count:], self.struct.dtype
-        return Seen(jax.ShapeDtypeStruct(shape, dtype), self.host)
+        return LaneArray(jax.ShapeDtypeStruct(shape, dtype), self.host)
 
-    def stand_in(self, array: jax.Array) -> Any:
-        """What the owner of the leaf has there, given what a lane has."""
+    def stand_in(self, traced: jax.Array) -> Any:
+        """What an annotation is asked about: the traced array, or a NumPy value."""
         if self.host is None:
-            return array
-        is_scalar = isinstance(self.host, type)
-        return self.host() if is_scalar else narrowed(self.host, array.shape)
+            return traced
+        if isinstance(self.host, type):
+            return self.host()
+        return zeros(self.host, traced.shape).view(Narrowed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sight:
-    """How a module came to be looked at, for messages.
+    """The circumstances of a check, for its messages.
 
-    `size` is the number of lanes, where there are lanes; `cure` says how to declare a
-    lane axis that was not declared; `after` names the call that the module comes from.
-    `admits_stacks` lets a stack of modules pass, as `eqx.filter_vmap` builds it, all of
-    whose arrays have the same leading axes, if each module of the stack would pass.
+    `size` is the number of lanes, `None` without lanes; `cure` says how to declare a
+    lane axis; `after` names the call that made the module. `admits_stacks` accepts a
+    stack of modules, as `eqx.filter_vmap` builds it: all arrays have the same leading
+    axes, and each module of the stack fits.
     """
 
     size: int | None
@@ -80,84 +81,83 @@ class Sight:
 def check_module(
     structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, sight: Sight
 ) -> None:
-    """Checks a module, unless one of its kind was found to fit before.
+    """Raises unless a module fits; a kind that was found to fit is not checked again.
 
-    Its arrays are given as `Seen`, its other leaves as they are.
+    Its arrays are given as `LaneArray`s, its other leaves as they are.
     """
     try:
-        tokens = [x if isinstance(x, Seen) else fingerprint(x) for x in leaves]
+        tokens = [x if isinstance(x, LaneArray) else fingerprint(x) for x in leaves]
         kind = exact_structure(structure), tuple(tokens), sight.admits_stacks
         cell = kind_cell((check_module, kind))
     except TypeError:
-        cell = Cell()  # Something static can't be a key: nothing is remembered.
+        cell = Cell()  # A static value can't be hashed: nothing is remembered.
     if cell.value:
         return
-    message = _fault_of(structure, leaves, path, sight)
+    message = _error_of(structure, leaves, path, sight)
     stacks = _slices(leaves) if message and sight.admits_stacks else ()
-    if message and all(_fault_of(structure, x, path, sight) for x in stacks):
+    if message and all(_error_of(structure, x, path, sight) for x in stacks):
         raise AnnotationError(message)
     cell.value = True
 
 
-def _fault_of(
+def _error_of(
     structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, sight: Sight
 ) -> str | None:
-    """What to say of the first field that does not fit; `None` if all do."""
+    """The message about the first field that does not fit; `None` if all do."""
     message = None
 
-    def look(*arrays: jax.Array) -> None:
+    def check(*arrays: jax.Array) -> None:
         nonlocal message
-        rest = iter(arrays)
-        values = [x.stand_in(next(rest)) if isinstance(x, Seen) else x for x in leaves]
-        node = jtu.tree_unflatten(structure, values)
+        traced = iter(arrays)
+        node = jtu.tree_unflatten(
+            structure,
+            [
+                x.stand_in(next(traced)) if isinstance(x, LaneArray) else x
+                for x in leaves
+            ],
+        )
         try:
             check_fields(node, hinted_fields(cast("type[Any]", type(node))))
         except Misfit as misfit:
             message = _message(node, path, misfit, sight)
 
-    jax.eval_shape(look, *[x.struct for x in leaves if isinstance(x, Seen)])
+    jax.eval_shape(check, *[x.struct for x in leaves if isinstance(x, LaneArray)])
     return message
 
 
 def _slices(leaves: Sequence[Any]) -> Iterator[list[Any]]:
     """The leaves without one leading axis, two, and so on, while all arrays agree."""
-    shapes = [x.struct.shape for x in leaves if isinstance(x, Seen)]
+    shapes = [x.struct.shape for x in leaves if isinstance(x, LaneArray)]
     depth = 1
     while len({shape[:depth] for shape in shapes}) == 1 and len(shapes[0]) >= depth:
-        yield [x.without_axes(depth) if isinstance(x, Seen) else x for x in leaves]
+        yield [x.without_axes(depth) if isinstance(x, LaneArray) else x for x in leaves]
         depth += 1
 
 
 def _message(node: Any, path: Path, misfit: Misfit, sight: Sight) -> str:
-    """Which field of which module, what it holds, and what it was to hold."""
-    field, kind = misfit.field, cast("type[Any]", type(node))
+    """Which field of which module does not fit, what it holds and what is annotated."""
+    field, kind, value = misfit.field, cast("type[Any]", type(node)), misfit.value
     assert field is not None
     seen = "" if sight.size is None else ", as one lane sees it"
+    owner = "" if field.owner is kind else f" (in {field.owner.__name__})"
+    where = dotted((*path, *misfit.path))
     rows = [
         f"The field `{misfit.path[0]}` of the {kind.__name__} at {place(path)} "
         f"does not fit its annotation{sight.after()}{seen}.",
-        f"  annotated: {field.name}: {field.written()}",
-        f"  found: {_describe(misfit.value)}",
+        f"  annotated: {field.name}: {field.written()}{owner}",
+        f"  found: {_describe(value)}" + (f", at `{where}`" if misfit.path[1:] else ""),
     ]
-    if field.owner is not kind:
-        rows[1] += f" (in {field.owner.__name__})"
-    if len(misfit.path) > 1:
-        rows[2] += f", at `{dotted((*path, *misfit.path))}`"
-    names = misfit.names.bound.items()
-    bound = [f"{name} = {size} by `{dotted(at)}`" for name, (size, at) in names]
-    if bound:
+    names = misfit.scope.bound.items()
+    if names:
+        bound = [f"{name} = {size} by `{dotted(at)}`" for name, (size, at) in names]
         rows.append(f"  bound: {', '.join(bound)}")
-    value, size = misfit.value, sight.size
-    # A first axis of any length may be one of lanes, but for an empty one.
+    # Without lanes any first axis may be one of lanes, except an empty one.
     length = value.shape[0] if eqx.is_array(value) and value.shape else 0
-    if length and size in (None, length) and misfit.accepts(value[0]):
-        first = (
-            "its first axis"
-            if size is None
-            else f"a first axis of `axis_size` = {size}"
-        )
+    if length and sight.size in (None, length) and misfit.accepts(value[0]):
+        size = "" if sight.size is None else f" of `axis_size` = {length}"
         rows.append(
-            f"The shape fits but for {first}. If that is a lane axis, {sight.cure}."
+            f"Without the first axis{size} it would fit. If that is a lane axis, "
+            f"{sight.cure}."
         )
     return "\n".join(rows)
 

@@ -200,8 +200,9 @@ def _check_fit(
                 f"{text}, but the model has {_form(old)} there. Pass {cure}; or pass "
                 "`check=False` to take all values as they are."
             )
-        if new.shape == old.shape:
-            return
+    # A value without axes has no lanes, as what is not an array had none.
+    if new.shape == (old.shape if _has_shape(old) else ()):
+        return
     for around, ensemble in ensembles.items():
         below = path[len(around) + 1 :]
         is_inside = path[: len(around) + 1] == (*around, "model")
@@ -209,9 +210,9 @@ def _check_fit(
             raise ValueError(
                 f"{text}, but the axes of the `Ensemble` at {place(around)} do not map "
                 "that leaf, so its lanes would share the value. First make the calls "
-                "that gave the saved model this leaf, in `eqx.filter_eval_shape` if "
-                "their values do not matter; or pass `check=False` to take all values "
-                "as they are."
+                "that gave the leaf its lanes in the saved model, under "
+                "`eqx.filter_eval_shape` if their values do not matter; or pass "
+                "`check=False` to take all values as they are."
             )
 
 

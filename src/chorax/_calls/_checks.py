@@ -36,7 +36,7 @@ def check_request(target: Any, options: Mapping[str, Any], has_lanes: bool) -> R
                 "`axis_size` must be a positive integer, the number of lanes, but it "
                 f"is missing. {size_question(rest['args'])}"
             )
-        lanes = _check_lanes(**named)
+        lanes = _check_lanes(named)
     bare = {name: bare_entries(rest[name]) for name in _FILTERS}
     _check_types(rest)
     rest["kwargs"] = dict[str, Any](rest["kwargs"] or {})
@@ -96,14 +96,11 @@ def _check_types(options: Mapping[str, Any]) -> None:
     require(isinstance(options["has_aux"], bool), "`True` or `False`", "has_aux")
 
 
-def _check_lanes(
-    axis_size: Any,
-    axis_name: Any,
-    spmd_axis_name: Any,
-    chunk_size: Any,
-    sharding: Any,
-) -> Lanes:
+def _check_lanes(options: Mapping[str, Any]) -> Lanes:
     """The lanes of a batched call, checked."""
+    axis_size, axis_name, spmd_axis_name, chunk_size, sharding = (
+        options[name] for name in LANE_OPTIONS
+    )
     size = check_positive(axis_size, "axis_size", "the number of lanes")
     names = {"axis_name": axis_name, "spmd_axis_name": spmd_axis_name}
     for option, name in names.items():

@@ -1,15 +1,28 @@
-"""The public function `explain`."""
+"""Explaining a collective call: it is planned on shapes, and the plan is read out."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias
 
+import jax
+import jax.tree_util as jtu
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-from .._plan._request import IfNotExist, LANE_OPTIONS
+from .._plan._kept import has_rule, kept_arrays
+from .._plan._kind import ArraySpec
+from .._plan._leaves import same_value
+from .._plan._planner import make_plan, Plan
+from .._plan._request import IfNotExist, LANE_OPTIONS, Request
+from .._plan._schedule import Visit
+from .._plan._select import Calls, find_methods, select
+from .._text._places import dotted, Path
+from .._text._table import counted, size_of
+from .._tree._nodes import walk_nodes
+from .._tree._paths import leaf_paths
 from ..filters import Filter
 from ._checks import check_request
-from ._explanation import Explanation, run_explanation
+from ._explanation import ExplainedNode, Explanation, LeafChange
 
 
 if TYPE_CHECKING:
@@ -94,4 +107,102 @@ def explain(
     target = given.pop("target")
     names = (*LANE_OPTIONS, "where", "in_axes", "args_in_axes", "kwargs_in_axes")
     has_lanes = any(given[name] is not None for name in names)
-    return run_explanation(target, check_request(target, given, has_lanes))
+    request = check_request(target, given, has_lanes)
+    with request.scope():
+        return _explain(target, request)
+
+
+def _explain(target: Any, request: Request) -> Explanation:
+    why_not = f"has no method `{request.label}`"
+    if request.fn_if_not_exist == "raise":
+        # The error would name one node; here all of them are listed.
+        why_not = "no method: the call would raise"
+        request = dataclasses.replace(request, fn_if_not_exist="pass")
+    calls = select(walk_nodes(target), request)
+    methods, _ = find_methods(calls)
+    plan = make_plan(calls, methods)
+    kept = kept_arrays(plan, calls)
+    reader = _Reader(plan, calls)
+    waves = {path: step.wave + 1 for step in plan.steps for path in step.paths}
+    kinds: dict[int, int] = {}
+    called: list[ExplainedNode] = []
+    for visit in plan.visits:
+        path, cls = visit.node.path, visit.node.cls
+        kind = kinds.setdefault(id(visit.trace.outcome), len(kinds) + 1)
+        writes = tuple(reader.changes(visit))
+        reason = "" if writes else "nothing"
+        if not writes and not has_rule(request.fn_name, cls):
+            count = len(kept.get(path, ()))
+            holds = f"no rule for {cls.__name__}, holds {counted(count, 'array')}"
+            reason = holds if count else "nothing to draw"
+        wave = waves.get(path)
+        called.append(ExplainedNode(path, cls.__name__, reason, kind, wave, writes))
+    skipped = [
+        ExplainedNode(
+            node.path,
+            node.cls.__name__,
+            "`node_to_exclude`" if index in calls.excluded else why_not,
+        )
+        for index, node in enumerate(calls.tree.nodes)
+        if index not in methods
+    ]
+    written = [leaf for leaf in plan.leaves if leaf.written]
+    sizes = [size_of(reader.value(x.name, x.has_lanes)[0]) or 0 for x in written]
+    sharding = None if request.lanes is None else request.lanes.sharding
+    return Explanation(
+        request.label,
+        request.size,
+        tuple(called),
+        tuple(skipped),
+        tuple(dotted(leaf.path) for leaf in written),
+        sum(sizes),
+        None if sharding is None else sharding.parts,
+        tuple(row for rows in kept.values() for row in rows) if request.lanes else (),
+    )
+
+
+class _Reader:
+    """Reads values off a plan, as shapes."""
+
+    def __init__(self, plan: Plan, calls: Calls) -> None:
+        self._specs = plan.specs
+        self._axes = calls.axes
+        self._size = calls.request.size
+        # A value that was put back where it was has the lanes it had.
+        self._has_lanes: dict[tuple[Path, int | None], bool | None] = {
+            (leaf.path, leaf.name): leaf.has_lanes if leaf.written else None
+            for leaf in plan.leaves
+        }
+
+    def changes(self, visit: Visit) -> Iterator[LeafChange]:
+        """The leaves that a call writes, whether or not others overwrite them."""
+        old, new = _by_path(*visit.before), _by_path(*visit.after)
+        for below in dict.fromkeys([*new, *old]):
+            before, after = old.get(below), new.get(below)
+            if not same_value(self._specs, before, after):
+                path = (*visit.node.path, *below)
+                is_batched = self._size is not None
+                has_lanes = self._has_lanes.get((path, after), is_batched)
+                was, was_axis = self.value(before, None)
+                value, axis = self.value(after, has_lanes)
+                yield LeafChange(path, was, value, was_axis, axis)
+
+    def value(self, name: int | None, has_lanes: bool | None) -> tuple[Any, int | None]:
+        """A value as a shape, and its lane axis: in front, or none; where `has_lanes`
+        is `None`, the one that it has."""
+        if name is None:
+            return None, None
+        spec = self._specs[name]
+        if not isinstance(spec, ArraySpec):
+            return spec.value, None
+        axis = 0 if (spec.has_lanes if has_lanes is None else has_lanes) else None
+        if has_lanes is None and name < len(self._axes):
+            axis = self._axes[name]
+        shape = list(spec.struct.shape)
+        if axis is not None and self._size is not None:
+            shape.insert(axis, self._size)
+        return jax.ShapeDtypeStruct(tuple(shape), spec.struct.dtype), axis
+
+
+def _by_path(structure: jtu.PyTreeDef, names: tuple[int, ...]) -> Mapping[Path, int]:
+    return dict(zip(leaf_paths(structure), names, strict=True))

@@ -1,4 +1,4 @@
-"""Putting a delta into a model, and finding the delta between two."""
+"""Putting a delta into a model, and finding the delta between two models."""
 
 from typing import Any, TypeVar
 
@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 from .._text._typed import typed
 from .._tree._paths import leaf_paths, same_structure
 from .._tree._same import is_same
-from ._delta import make_delta, mismatch, StateDelta
+from ._delta import choose, make_delta, mismatch, StateDelta
 
 
 T = TypeVar("T")
@@ -19,17 +19,17 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
 
     **Arguments:**
 
-    - `model`: a model of the structure that the delta was made from, or of the one that
-        it made; its values do not matter.
-    - `delta`: what `vmap_call_all_fns` and its relatives return, or `diff`.
+    - `model`: a model with the structure from before or after the call that made the
+        delta; its values do not matter.
+    - `delta`: what `vmap_call_all_fns` and related functions return, or `diff`.
 
     **Returns:**
 
-    A new model of the structure that the delta made. Leaves that were not written are
+    A new model with the structure from after the call. Leaves that were not written are
     those of `model`, the same objects.
 
     **Raises:** `ValueError` for a model of another structure, naming the first path
-    that differs; `TypeError` if `delta` is no `StateDelta`.
+    that differs; `TypeError` if `delta` is not a `StateDelta`.
 
     ```python
     >>> import chorax
@@ -52,10 +52,11 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
         old = [by_path.get(path) for path, _, _, _ in rows]
     else:
         raise ValueError(
-            "This model has another structure than the delta was made from: "
+            "This model does not have the structure that the delta was made from: "
             + mismatch(structure, delta.before, "the model", "the delta")
         )
-    new = [x if written else y for (_, x, written, _), y in zip(rows, old, strict=True)]
+    written = [was for _, _, was, _ in rows]
+    new = choose(written, [x for _, x, _, _ in rows], old)
     return jtu.tree_unflatten(delta.after, new)
 
 
@@ -65,9 +66,10 @@ def diff(old: Any, new: T) -> "StateDelta[T]":
     **Arguments:**
 
     - `old`, `new`: two PyTrees. An array of `new` was written if it is not the very
-        object that `old` has at the same path; any other leaf if its type, its `==` or
-        the `repr` of a number tells it apart, or if it can't be compared so and is
-        another object. Marks that hold nothing, as `eqx.nn.Shared` makes, are equal.
+        object that `old` has at the same path. Any other leaf was written if it has
+        another type, is not equal, or, for numbers, has another `repr`; if it can't be
+        compared, if it is another object. Markers without content, as `eqx.nn.Shared`
+        makes, are equal.
 
     **Returns:**
 
@@ -85,7 +87,6 @@ def diff(old: Any, new: T) -> "StateDelta[T]":
     by_path = dict(zip(leaf_paths(before), old_leaves, strict=True))
     pairs = zip(leaf_paths(after), leaves, strict=True)
     written = [p not in by_path or not is_same(by_path[p], x) for p, x in pairs]
-    count = len(leaves)
-    values = [x if w else None for x, w in zip(leaves, written, strict=True)]
-    none, untagged = [None] * count, [frozenset[str]()] * count
+    none, untagged = [None] * len(leaves), [frozenset[str]()] * len(leaves)
+    values = choose(written, leaves, none)
     return make_delta(before, after, values, written, none, untagged, None, none)

@@ -1,4 +1,4 @@
-"""State deltas: exactly what a call wrote, as a value of its own."""
+"""State deltas: what a call wrote, as a value."""
 
 from collections.abc import Sequence
 from typing import Any, cast, Generic, TypeVar
@@ -6,23 +6,26 @@ from typing import Any, cast, Generic, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
+from .._lanes._lane_axes import agreed_count, lane_axes
 from .._text._places import dotted, names_of, Path, place
 from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
 from .._tree._holder import AxesHolder, undo_lanes
 from .._tree._paths import first_difference, leaf_paths, same_structure
+from .._tree._replace import replace
 from ..filters import Filter, to_predicate
 
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class StateDelta(AxesHolder, Generic[T]):
     """What a collective call wrote: a PyTree whose leaves are the written values.
 
-    `vmap_call_all_fns` and its relatives return one beside the model; `diff` makes one
-    from two models, and `apply_delta` puts one into a model. Two deltas of calls made
-    one after the other combine with `earlier | later`: the later value wins, and tags
-    add up. It prints as a table.
+    `vmap_call_all_fns` and related functions return one next to the model; `diff` makes
+    one from two models, and `apply_delta` puts one into a model. The deltas of two
+    consecutive calls combine with `earlier | later`: the later value wins, and tags add
+    up. It prints as a table.
 
     ```python
     >>> import chorax
@@ -61,18 +64,18 @@ class StateDelta(AxesHolder, Generic[T]):
     # The structures of the target and of the returned model.
     before: jtu.PyTreeDef = eqx.field(static=True)
     after: jtu.PyTreeDef = eqx.field(static=True)
-    # One entry for each leaf of the returned model.
+    # One entry per leaf of the returned model.
     _written: tuple[bool, ...] = eqx.field(static=True)
     _axes: tuple[int | None, ...] = eqx.field(static=True)
     _tags: tuple[frozenset[str], ...] = eqx.field(static=True)
-    # The lane axis that the leaf had before, if it was there.
+    # The lane axis that the leaf had before the call, if it existed.
     _mapped: tuple[int | None, ...] = eqx.field(static=True)
 
     @property
     def in_axes(self) -> T:
-        """The returned model with the lane axis of each leaf: `0` where this call wrote
-        it, what it was where it was mapped before, `None` for shared leaves. Fits
-        `in_axes` and `out_axes` of `eqx.filter_vmap`."""
+        """The returned model with the lane axis of each leaf: `0` if this call wrote
+        it, the axis it already had if it was mapped before, `None` if it is shared.
+        Fits `in_axes` and `out_axes` of `eqx.filter_vmap`."""
         return jtu.tree_unflatten(self.after, self._axes)
 
     @property
@@ -88,15 +91,90 @@ class StateDelta(AxesHolder, Generic[T]):
 
     @property
     def tags(self) -> dict[str | Path, frozenset[str]]:
-        """The tags of each written leaf, by dotted path; by its path as a tuple, where
-        several have that one."""
+        """The tags of each written leaf by dotted path, or by its path as a tuple if
+        several leaves have the same dotted path."""
         rows = self._rows()
         names = names_of([path for path, _, _ in rows])
         return dict(zip(names, [tags for _, _, tags in rows], strict=True))
 
+    @property
+    def path_tags(self) -> dict[Path, frozenset[str]]:
+        """The tags of each leaf that has some, by its path as a tuple."""
+        return tags_by_path(self)
+
+    @classmethod
+    def from_axes(cls, model: T, axes: Any) -> "StateDelta[T]":
+        """A delta for a batched model that no collective call made.
+
+        **Arguments:**
+
+        - `model`, `axes`: as in `chorax.lanes.unstack`.
+
+        **Returns:** a delta in which the leaves with a lane axis count as written.
+
+        **Raises:** as `chorax.lanes.unstack`.
+
+        ```python
+        >>> import chorax, equinox as eqx, jax
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> batched = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 3, key=key))(keys)
+        >>> delta = chorax.StateDelta.from_axes(batched, eqx.if_array(0))
+        >>> delta.paths, delta.axis_size
+        (('weight', 'bias'), 4)
+
+        ```
+        """
+        lanes = lane_axes(model, axes)
+        written = [axis is not None for axis in lanes.axes]
+        values = [
+            x if keep else None for x, keep in zip(lanes.leaves, written, strict=True)
+        ]
+        tags, mapped = [frozenset[str]()] * len(written), [None] * len(written)
+        same = lanes.structure
+        return make_delta(
+            same, same, values, written, lanes.axes, tags, lanes.size, mapped
+        )
+
+    def of(self, model: T) -> "StateDelta[T]":
+        """This delta, with the values that a model has now.
+
+        After training, loading or `chorax.lanes.take`, a delta still has the values
+        that its call wrote; `apply_delta(other, delta.of(model))` puts the present ones
+        into `other`.
+
+        **Arguments:**
+
+        - `model`: a model of the structure that the delta made, with any number of
+            lanes.
+
+        **Returns:** a delta with the same paths, tags and lane axes.
+
+        **Raises:** `ValueError` for a model of another structure, naming the first path
+        that differs, or if its leaves disagree on their lanes.
+
+        ```python
+        >>> import chorax
+        >>> delta = chorax.diff({"a": 1, "b": 2}, {"a": 1, "b": 3})
+        >>> delta.of({"a": 5, "b": 7}).to_dict()
+        {'b': 7}
+
+        ```
+        """
+        leaves, structure = jtu.tree_flatten(model)
+        if not same_structure(structure, self.after):
+            raise ValueError(
+                "This model has another structure than the delta describes: "
+                + mismatch(structure, self.after, "the model", "the delta")
+            )
+        found = agreed_count(leaves, structure, self._axes, "delta")
+        size = self.axis_size if found is None else found
+        rows = zip(leaves, self._written, strict=True)
+        values = jtu.tree_unflatten(self.after, [x if w else None for x, w in rows])
+        return replace(self, values=values, axis_size=size)
+
     def to_dict(self) -> dict[str, Any]:
-        """The written values by dotted path: a state dict, which
-        `assign_state_values` takes.
+        """The written values by dotted path: a state dict, as `assign_state_values`
+        takes it.
 
         **Raises:** `ValueError` if two leaves have the same dotted path.
         """
@@ -116,44 +194,35 @@ class StateDelta(AxesHolder, Generic[T]):
 
         **Arguments:**
 
-        - `filter`: any filter, see `chorax.filters`; it is asked about each written
+        - `filter`: any filter, see `chorax.filters`. It decides about each written
             leaf, and a `str` is a tag.
 
         **Returns:**
 
-        A delta of the kept leaves, for models of the same structures. In a model that
-        it is applied to, a leaf that is not kept and was not there before is `None`.
+        A delta of the kept leaves, for models of the same structures. When it is
+        applied, a leaf that is not kept and did not exist before is `None`.
 
         **Raises:** `TypeError` for anything that is not a filter.
         """
         keeps = to_predicate(filter)
         rows = self.leaves()
-        kept = [was and keeps(path, value, tags) for path, value, was, tags in rows]
-        axes = zip(kept, self._written, self._axes, self._mapped, strict=True)
-        left_out = [
-            path
-            for (path, _, was, _), keep in zip(rows, kept, strict=True)
-            if was and not keep
-        ]
+        kept = [was and keeps(path, x, tags) for path, x, was, tags in rows]
+        dropped = [was != keep for was, keep in zip(self._written, kept, strict=True)]
+        undone = [row[0] for row, drop in zip(rows, dropped, strict=True) if drop]
+        count = len(rows)
         return make_delta(
             self.before,
-            undo_lanes(self.after, self.before, left_out),
-            [
-                x if keep else None
-                for (_, x, _, _), keep in zip(rows, kept, strict=True)
-            ],
+            undo_lanes(self.after, self.before, undone),
+            choose(kept, self._column(), [None] * count),
             kept,
-            [old if was and not keep else axis for keep, was, axis, old in axes],
-            [
-                tags if keep else frozenset()
-                for keep, tags in zip(kept, self._tags, strict=True)
-            ],
+            choose(dropped, self._mapped, self._axes),
+            choose(kept, self._tags, [frozenset[str]()] * count),
             self.axis_size,
             self._mapped,
         )
 
-    # What a structure of modules comes to by `pickle` and `copy` does not equal it: it
-    # holds marks of Equinox that are told apart by identity. A tree of it does.
+    # A structure of modules does not equal its pickled copy: it contains marks of
+    # Equinox that are compared by identity. A tree of that structure pickles well.
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         for name in ("before", "after"):
@@ -187,29 +256,28 @@ class StateDelta(AxesHolder, Generic[T]):
         if len(sizes) > 1:
             raise ValueError(
                 f"These deltas have {self.axis_size} and {later.axis_size} lanes. Only "
-                "what was written in the same lanes goes into one delta."
+                "values written in the same lanes can be combined into one delta."
             )
-        earlier = {row[0]: row[1:] for row in self.leaves()}
-        axes = dict(zip(earlier, self._axes, strict=True))
-        values: list[Any] = []
-        written: list[bool] = []
-        new_axes: list[int | None] = []
-        tags: list[frozenset[str]] = []
-        rows = later.leaves()
-        for (path, value, is_new, own), axis in zip(rows, later._axes, strict=True):
-            old_value, was_written, old_tags = earlier.get(
-                path, (None, False, frozenset[str]())
-            )
-            values.append(value if is_new else old_value)
-            written.append(is_new or was_written)
-            known = axis is not None or is_new
-            new_axes.append(axis if known else axes.get(path))
-            tags.append(own | old_tags)
         size = self.axis_size if later.axis_size is None else later.axis_size
-        old = dict(zip(earlier, self._mapped, strict=True))
-        mapped = [old.get(path) for path, _, _, _ in rows]
+        index = {path: i for i, path in enumerate(leaf_paths(self.after))}
+        places = [index.get(path) for path in leaf_paths(later.after)]
+
+        def earlier(column: Sequence[V], default: V) -> list[V]:
+            return [default if i is None else column[i] for i in places]
+
+        new = later._written
+        was = earlier(self._written, default=False)
+        knows_axis = [x or y is not None for x, y in zip(new, later._axes, strict=True)]
+        tags = earlier(self._tags, frozenset())
         return make_delta(
-            self.before, later.after, values, written, new_axes, tags, size, mapped
+            self.before,
+            later.after,
+            choose(new, later._column(), earlier(self._column(), None)),
+            [x or y for x, y in zip(new, was, strict=True)],
+            choose(knows_axis, later._axes, earlier(self._axes, None)),
+            [x | y for x, y in zip(later._tags, tags, strict=True)],
+            size,
+            earlier(self._mapped, None),
         )
 
     def __repr__(self) -> str:
@@ -219,12 +287,14 @@ class StateDelta(AxesHolder, Generic[T]):
         return self._table().html()
 
     def leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
-        """Path, value, whether it was written, and tags of each leaf of the model."""
-        # A delta may have been mapped over or filtered; a leaf's place then holds
-        # whatever came of it.
-        values = self.after.flatten_up_to(self.values)
+        """For each leaf of the model its path, its value, whether it was written, and
+        its tags."""
         paths = leaf_paths(self.after)
-        return list(zip(paths, values, self._written, self._tags, strict=True))
+        return list(zip(paths, self._column(), self._written, self._tags, strict=True))
+
+    def _column(self) -> list[Any]:
+        # If the delta was mapped over or filtered, a leaf may have become a tree.
+        return self.after.flatten_up_to(self.values)
 
     def _rows(self) -> list[tuple[Path, Any, frozenset[str]]]:
         rows = self.leaves()
@@ -233,17 +303,17 @@ class StateDelta(AxesHolder, Generic[T]):
     def _table(self) -> Table:
         rows = tuple(
             Row(path, (*value_cells(x, axis), ", ".join(sorted(tags))), size_of(x))
-            for (path, x, is_written, tags), axis in zip(
+            for (path, x, was, tags), axis in zip(
                 self.leaves(), self._axes, strict=True
             )
-            if is_written
+            if was
         )
-        lanes = (
-            "no lanes" if self.axis_size is None else counted(self.axis_size, "lane")
-        )
-        parts = [counted(len(rows), "written leaf", "written leaves"), lanes]
-        if rows:
-            parts.append(in_bytes(sum(row.size or 0 for row in rows)))
+        size = self.axis_size
+        parts = [
+            counted(len(rows), "written leaf", "written leaves"),
+            "no lanes" if size is None else counted(size, "lane"),
+            *([in_bytes(sum(row.size or 0 for row in rows))] if rows else []),
+        ]
         head = ("path", "type", "shape", "tags", "bytes")
         return Table(f"StateDelta: {', '.join(parts)}", head, rows)
 
@@ -258,15 +328,22 @@ def make_delta(
     axis_size: int | None,
     mapped: Sequence[int | None],
 ) -> StateDelta[Any]:
-    """A delta from its parts; all but the structures have an entry for each leaf of
-    `after`, and `values` has `None` where nothing was written."""
+    """A delta from its parts: one entry per leaf of `after` in each sequence, `None` in
+    `values` where nothing was written."""
     tree = jtu.tree_unflatten(after, values)
     rest = tuple(written), tuple(axes), tuple(tags), tuple(mapped)
     return StateDelta(axis_size, tree, before, after, *rest)
 
 
+def choose(flags: Sequence[bool], these: Sequence[V], others: Sequence[V]) -> list[V]:
+    """For each flag the first value if it is set, else the second."""
+    rows = zip(flags, these, others, strict=True)
+    return [x if flag else y for flag, x, y in rows]
+
+
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
-    """The lane axis of every leaf, where `in_axes` is the delta of such a model."""
+    """The lane axis of every leaf, if `in_axes` is a delta whose model has this
+    structure; else `None`."""
     if isinstance(in_axes, StateDelta):
         delta = cast(StateDelta[Any], in_axes)
         if same_structure(delta.after, structure):
@@ -282,7 +359,7 @@ def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
 def mismatch(
     got: jtu.PyTreeDef, expected: jtu.PyTreeDef, got_name: str, expected_name: str
 ) -> str:
-    """Where two structures part, and what each has there."""
+    """The first place where two structures differ, and what each has there."""
     found = first_difference(got, expected)
     if found is None:
         return "they differ in a part that has no path."

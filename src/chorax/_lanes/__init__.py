@@ -1,1 +1,1 @@
-"""Which leaves have lanes, and what is done with lanes."""
+"""Which leaves have lanes, and operations on lanes."""

@@ -1,4 +1,4 @@
-"""What users give to say which lanes and which leaves, checked."""
+"""Checks of what users pass to select lanes and leaves."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -13,7 +13,8 @@ from ..filters import Predicate, to_predicate
 
 def check_mask(mask: Any, size: int, name: str) -> jax.Array:
     """A mask of lanes, shape `(size,)`."""
-    expected = f"`{name}` must be a boolean array of shape ({size},), one entry a lane"
+    form = f"a boolean array of shape ({size},), one entry per lane"
+    expected = f"`{name}` must be {form}"
     array = as_array(mask)
     if array is None:
         raise TypeError(f"{expected}, but got {shown(mask)}.")
@@ -25,7 +26,7 @@ def check_mask(mask: Any, size: int, name: str) -> jax.Array:
 
 
 def as_array(x: Any) -> Any:
-    """An array, or a list or tuple of numbers as one; `None` for all else."""
+    """An array, or a list or tuple of numbers as an array; `None` for anything else."""
     if isinstance(x, jax.Array | np.ndarray):
         return cast(Any, x)
     if not isinstance(x, list | tuple):
@@ -34,12 +35,12 @@ def as_array(x: Any) -> Any:
     try:
         is_jax = any(isinstance(item, jax.Array) for item in items)
         return jnp.asarray(items) if is_jax else np.asarray(items)
-    except Exception:  # JAX shows what it can't take, by a `repr` that may raise.
+    except Exception:  # JAX's own message has the `repr`, which may raise anything.
         return None
 
 
 def check_filter(filter: Any, name: str) -> Predicate:
-    """A filter as a predicate; the error says which parameter it was for."""
+    """A filter as a predicate; the error says which parameter it was given as."""
     try:
         return to_predicate(filter)
     except TypeError as error:
@@ -48,11 +49,12 @@ def check_filter(filter: Any, name: str) -> Predicate:
 
 
 def bare_entries(filter: Any) -> tuple[str | type, ...]:
-    """The tags and classes of a filter that is nothing but these; else none. They are
-    there to match something, where a predicate may well not."""
-    entries = cast("tuple[Any, ...]", (filter,))
-    if isinstance(filter, list | tuple):
-        entries = tuple(cast("list[Any]", filter))
+    """The entries of a filter that consists of tags and classes only, otherwise none.
+
+    Such a filter is there to match something; a predicate may well match nothing.
+    """
+    is_several = isinstance(filter, list | tuple)
+    entries = tuple(cast("list[Any]", filter if is_several else [filter]))
     is_bare = all(isinstance(entry, str | type) for entry in entries)
     return entries if is_bare else ()
 
@@ -64,7 +66,7 @@ def unmatched(
     tags: Iterable[str],
     classes: Iterable[str],
 ) -> str:
-    """What to say of a bare filter that matches nothing, and of what there is."""
+    """The warning for a bare filter that matches nothing, with what there is."""
     wanted = " or ".join(
         f"is tagged {short(entry)}"
         if isinstance(entry, str)
@@ -81,7 +83,7 @@ def unmatched(
 
 
 def check_positive(value: Any, name: str, meaning: str) -> int:
-    """A positive integer, NumPy's too."""
+    """A positive integer, of Python or of NumPy."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value <= 0:
         got = "it is missing" if value is None else f"got {shown(value)}"

@@ -1,7 +1,7 @@
-"""Which leaves already have a lane axis.
+"""Which leaves have a lane axis.
 
 The forms are those of `eqx.filter_vmap`: `None`, an `int`, or a function of a leaf,
-alone or as a PyTree that is a prefix of what they speak of.
+one for all leaves or a PyTree of them that is a prefix of the tree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
             _checked(axis, name, path)
         if not above or not below or not same_structure(above.shell, below.shell):
             raise ValueError(
-                f"`{name}` must be a prefix of the tree it describes, but they part at "
-                f"{place(path)}: {_show(axis, above)} against {_show(part, below)}."
+                f"`{name}` must be a prefix of the tree it describes, but they differ "
+                f"at {place(path)}: {_show(axis, above)} against {_show(part, below)}."
             )
         rows = zip(above.keys, above.children, below.children, strict=True)
         pending.extend(reversed([((*path, key), a, b) for key, a, b in rows]))
@@ -48,15 +48,12 @@ def resolve_axes(tree: Any, in_axes: Any, name: str) -> Axes:
 
 
 def plain_axes(in_axes: Any) -> Any:
-    """A tree of axes in which every delta stands for its own."""
+    """A tree of axes in which every delta is replaced by its axes."""
 
-    def is_delta(x: Any) -> bool:
-        return isinstance(x, AxesHolder)
+    def plain(x: Any) -> Any:
+        return x.in_axes if isinstance(x, AxesHolder) else x
 
-    def axes(x: Any) -> Any:
-        return x.in_axes if is_delta(x) else x
-
-    return jtu.tree_map(axes, in_axes, is_leaf=is_delta)
+    return jtu.tree_map(plain, in_axes, is_leaf=lambda x: isinstance(x, AxesHolder))
 
 
 def argument_axes(args: Any, in_axes: Any) -> Any:
@@ -67,7 +64,7 @@ def argument_axes(args: Any, in_axes: Any) -> Any:
 
 
 def keyword_axes(kwargs: Mapping[str, Any], in_axes: Any) -> Any:
-    """`kwargs_in_axes` as a prefix of the keyword arguments; names left out share."""
+    """`kwargs_in_axes` as a prefix of the keyword arguments, `None` if left out."""
     if not isinstance(in_axes, Mapping):
         return in_axes
     axes = cast(Mapping[str, Any], in_axes)
@@ -88,7 +85,7 @@ def check_lengths(tree: Any, axes: Axes, size: int, name: str) -> None:
 def check_leaf_lengths(
     leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, size: int, name: str
 ) -> None:
-    """The same for a tree that has been taken apart."""
+    """As `check_lengths`, for a flattened tree."""
     for index, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
         if axis is None:
             continue
@@ -96,31 +93,30 @@ def check_leaf_lengths(
         in_range = -len(shape) <= axis < len(shape)
         if in_range and shape[axis] == size and not is_foreign(leaf):
             continue
-        path = leaf_paths(structure)[index]
-        where = f"`{name}` maps {place(path)} along axis {axis}"
         if not eqx.is_array(leaf):
-            raise ValueError(
-                f"{where}, but it is no array: {shown(leaf)}. "
-                "Use `None` there, or `eqx.if_array(0)` to map the arrays only."
+            problem = (
+                f"but it is not an array: {shown(leaf)}. Use `None` there, or "
+                "`eqx.if_array(0)` to map the arrays only."
             )
-        if is_foreign(leaf):
-            raise ValueError(
-                f"{where}, but {not_taken(leaf)}. Use `None` there to share it."
+        elif is_foreign(leaf):
+            problem = f"but {not_taken(leaf)}. Use `None` there to share it."
+        else:
+            found = f"has {shape[axis]} there" if in_range else "has no such axis"
+            problem = (
+                f"which must be `axis_size` = {size} long, but it {found}: its shape "
+                f"is {shape}. Map it along its lane axis, or use `None` to share it."
             )
-        found = f"has {shape[axis]} there" if in_range else "has no such axis"
-        raise ValueError(
-            f"{where}, which must be `axis_size` = {size} long, but it {found}: its "
-            f"shape is {shape}. Map it along its lane axis, or use `None` to share it."
-        )
+        where = place(leaf_paths(structure)[index])
+        raise ValueError(f"`{name}` maps {where} along axis {axis}, {problem}")
 
 
 def in_front(x: Any, axis: int | None) -> Any:
-    """An array with its lane axis in front; itself if it lies so or has none."""
+    """An array with its lane axis moved to the front; itself if there is none."""
     return jnp.moveaxis(x, axis, 0) if axis else x
 
 
 def is_foreign(leaf: Any) -> bool:
-    """Whether it is a NumPy array that JAX does not take: of strings, say."""
+    """Whether it is a NumPy array of a dtype that JAX does not take: strings, say."""
     if not isinstance(leaf, np.ndarray | np.generic):
         return False
     dtype: Any = cast(Any, leaf).dtype
@@ -129,7 +125,7 @@ def is_foreign(leaf: Any) -> bool:
 
 
 def not_taken(leaf: Any) -> str:
-    """What an error says of such an array."""
+    """How an error describes such an array."""
     return f"JAX does not take its dtype, {leaf.dtype}"
 
 
@@ -140,8 +136,8 @@ def _show(tree: Any, level: Level | None) -> str:
 
 
 def _is_rule(axis: Any) -> bool:
-    # As in `eqx.filter_vmap`, a function speaks for every leaf below it; a module in a
-    # tree of axes is a part of that tree, even if it can be called.
+    # As in `eqx.filter_vmap`, a function applies to every leaf below it. A module is
+    # part of the tree of axes, even if it is callable.
     return callable(axis) and not isinstance(axis, eqx.Module)
 
 

@@ -1,8 +1,7 @@
-"""Models as lanes see them: which leaves have a lane axis, and single lanes."""
+"""Batched models with the lane axis of each leaf, and their lanes."""
 
 import dataclasses
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -13,17 +12,18 @@ import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
-from .._text._places import place
-from .._text._show import shown
+from .._text._places import Path, place
+from .._text._show import is_array_like
 from .._tree._holder import AxesHolder
 from .._tree._paths import leaf_paths
-from ._arguments import as_array
+from ._arrays import ask, compute
 from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
+from ._index import count_of, read_index
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LaneAxes:
-    """A batched model taken apart; axes are counted from the front."""
+    """A flattened batched model; axes are not negative."""
 
     leaves: list[Any]
     structure: jtu.PyTreeDef
@@ -36,26 +36,44 @@ class LaneAxes:
 
 
 def lane_axes(batched: Any, axes: Any) -> LaneAxes:
-    """Takes a batched model apart; errors if its leaves disagree on their lanes."""
+    """Flattens a batched model; raises if leaves have different numbers of lanes."""
     axis_size = axes.axis_size if isinstance(axes, AxesHolder) else None
     leaves, structure = jtu.tree_flatten(batched)
-    found = resolve_axes(batched, plain_axes(axes), "axes")
-    told = agreed_count(leaves, structure, found, "axes")
-    size = axis_size if told is None else told
+
+    def resolve(batched: Any) -> tuple[Axes, int | None]:
+        found = resolve_axes(batched, plain_axes(axes), "axes")
+        leaves = jtu.tree_leaves(batched)
+        return found, agreed_count(leaves, structure, found, "axes")
+
+    found, count = ask(resolve, batched)
+    size = axis_size if count is None else count
     if size is None:
         raise ValueError(
-            "No leaf has a lane axis: `axes` is `None` all over. Pass the `StateDelta` "
-            "or the tree of axes that came with the batched model."
+            "No leaf has a lane axis: `axes` is `None` everywhere. Pass the "
+            "`StateDelta` or the tree of axes that came with the batched model."
         )
-    counted = tuple(
+    not_negative = tuple(
         None if axis is None else axis % x.ndim
         for x, axis in zip(leaves, found, strict=True)
     )
-    return LaneAxes(leaves, structure, counted, size)
+    return LaneAxes(leaves, structure, not_negative, size)
+
+
+def known_lane_axes(
+    batched: Any, mapped: Collection[tuple[Path, int]], size: int
+) -> LaneAxes:
+    """As `lane_axes`, for known paths; `size` is taken if there is no array at any."""
+    leaves, structure = jtu.tree_flatten(batched)
+    known = dict(mapped)
+    # Where a transformation has replaced an array, there are no lanes.
+    pairs = zip(leaf_paths(structure), leaves, strict=True)
+    axes = tuple(known.get(path) if is_array_like(x) else None for path, x in pairs)
+    count = ask(lambda leaves: agreed_count(leaves, structure, axes, "axes"), leaves)
+    return LaneAxes(leaves, structure, axes, size if count is None else count)
 
 
 def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
-    """The same; errors say which model it was."""
+    """As `lane_axes`; errors say which model they are about."""
     try:
         return lane_axes(batched, axes)
     except Exception as error:
@@ -63,48 +81,29 @@ def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:
         raise
 
 
-def columns_of(
-    parts: Sequence[LaneAxes],
-) -> Iterator[tuple[str, int | None, list[Any]]]:
-    """For each leaf where it stands, its lane axis, and its value in every part."""
-    first = parts[0]
-    paths = leaf_paths(first.structure)
-    columns = zip(*(part.leaves for part in parts), strict=True)
-    for path, axis, column in zip(paths, first.axes, columns, strict=True):
-        yield place(path), axis, list(column)
-
-
-def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, bool]:
-    """The lanes at an index, and whether it is one lane, without a lane axis."""
-    which = _checked_index(index, lanes.size)
-    drops_axis = not isinstance(which, slice) and np.ndim(which) == 0
+def take_lanes(lanes: LaneAxes, index: Any) -> tuple[Any, int | None]:
+    """The lanes at an index, and how many; `None` for one lane, without a lane axis."""
+    which = read_index(index, lanes.size)
     leaves = [
-        x if axis is None else _taken(x, axis, which)
+        x if axis is None else compute(_take, x, by=which, axis=axis, which=which)
         for x, axis in zip(lanes.leaves, lanes.axes, strict=True)
     ]
-    return lanes.rebuild(leaves), drops_axis
+    return lanes.rebuild(leaves), count_of(which, lanes.size)
 
 
-def library_of(arrays: Sequence[Any], by: Any = None) -> Any:
-    """NumPy for arrays that are all its own, unless what lanes are taken or chosen by
-    is traced; else JAX's."""
-    is_host = all(isinstance(x, np.ndarray | np.generic) for x in arrays)
-    return np if is_host and not isinstance(by, jax.core.Tracer) else jnp
-
-
-def _taken(x: Any, axis: int, which: Any) -> Any:
-    if library_of([x], which) is np:
+def _take(library: Any, x: Any, axis: int, which: Any) -> Any:
+    if library is np:
         return x[(*[slice(None)] * axis, which)]
-    return _taken_by_jax(jnp.asarray(x), axis, which)
+    return _take_by_jax(jnp.asarray(x), axis, which)
 
 
-def _taken_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
+def _take_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
     front = [slice(None)] * axis
-    layout = x.aval.sharding  # What is explicit in it is a type.
+    layout = x.aval.sharding  # The explicit part, which belongs to the type.
     entries: list[Any] = [*layout.spec]
     if axis >= len(entries) or entries[axis] is None:
         return x[(*front, which)]
-    # Lanes that live apart are taken to all devices, and JAX wants that to be said.
+    # Lanes spread over devices are gathered, which JAX wants to be explicit.
     if isinstance(which, slice):
         which = np.arange(x.shape[axis])[which]
     entries[axis] = None
@@ -116,103 +115,24 @@ def _taken_by_jax(x: jax.Array, axis: int, which: Any) -> jax.Array:
     return taken if np.ndim(which) else jnp.squeeze(taken, axis)
 
 
-def count_lanes(size: int, index: Any) -> int:
-    """How many lanes a slice, a mask or an array of indices takes of so many."""
-    return np.zeros(size)[_shape_only(_checked_index(index, size))].shape[0]
-
-
-def _shape_only(which: Any) -> Any:
-    is_traced = isinstance(which, jax.core.Tracer)
-    return np.zeros(which.shape, int) if is_traced else which
-
-
 def agreed_count(
     leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, name: str
 ) -> int | None:
-    """How many lanes all mapped leaves have; `None` if there is none. Errors if they
-    disagree."""
+    """The number of lanes that all mapped leaves have, `None` if there are no such
+    leaves; raises if the numbers differ."""
     if all(axis is None for axis in axes):
         return None
-    counts = list(map(_lane_count, leaves, axes))
-    told = next((i for i, count in enumerate(counts) if count is not None), None)
-    size = 1 if told is None else cast(int, counts[told])
+    pairs = enumerate(zip(leaves, axes, strict=True))
+    sizes = {
+        index: int(x.shape[axis])
+        for index, (x, axis) in pairs
+        if axis is not None and eqx.is_array(x) and -x.ndim <= axis < x.ndim
+    }
+    first, size = next(iter(sizes.items()), (None, 1))
     try:
         check_leaf_lengths(leaves, structure, axes, size, name)
     except ValueError as error:
-        if told is not None:
-            error.add_note(f"{place(leaf_paths(structure)[told])} has {size} lanes.")
+        if first is not None:
+            error.add_note(f"{place(leaf_paths(structure)[first])} has {size} lanes.")
         raise
     return size
-
-
-def _lane_count(leaf: Any, axis: int | None) -> int | None:
-    if axis is None or not eqx.is_array(leaf):
-        return None
-    shape: tuple[int, ...] = leaf.shape
-    return shape[axis] if -len(shape) <= axis < len(shape) else None
-
-
-def _checked_index(index: Any, size: int) -> Any:
-    if isinstance(index, slice):
-        return _checked_slice(cast(Any, index))
-    if isinstance(index, bool | np.bool_):
-        raise TypeError("A lane's index must be an integer, but got a `bool`.")
-    if hasattr(index, "__index__") and not isinstance(index, jax.Array | np.ndarray):
-        return _in_range(operator.index(index), size)
-    if not isinstance(index, jax.Array | np.ndarray | list | tuple):
-        raise TypeError(
-            "Lanes are taken by an integer, a slice, a mask or an array of indices, "
-            f"but got {shown(index)}."
-        )
-    array = as_array(index)
-    if array is None:
-        raise TypeError(f"Lanes are taken by integers, but got {shown(index)}.")
-    if array.size == 0 and isinstance(index, list | tuple):
-        array = array.astype(np.int32)  # NumPy makes floats of an empty list.
-    if array.ndim > 1:
-        raise ValueError(
-            "Lanes are taken by indices along one axis, but got the shape "
-            f"{array.shape}."
-        )
-    if array.dtype == np.bool_:
-        return _where_true(array, size)
-    if not jnp.issubdtype(array.dtype, np.integer):
-        got = array.dtype if array is index else shown(index)
-        raise TypeError(f"Lanes are taken by integers, but got {got}.")
-    is_traced = isinstance(index, jax.core.Tracer)
-    if not is_traced:
-        for each in np.asarray(array).reshape(-1).tolist():
-            _in_range(each, size)
-    return array
-
-
-def _checked_slice(index: Any) -> Any:
-    for entry in (index.start, index.stop, index.step):
-        try:
-            operator.index(0 if entry is None else entry)
-        except TypeError:
-            raise TypeError(
-                "A slice of lanes takes integers, known while tracing, but got "
-                f"{shown(entry)}. An array of indices may be traced."
-            ) from None
-    return index
-
-
-def _where_true(mask: Any, size: int) -> Any:
-    if mask.shape != (size,):
-        raise ValueError(
-            f"A mask of lanes must have the shape ({size},), but has {mask.shape}."
-        )
-    if isinstance(mask, jax.core.Tracer):
-        raise ValueError(
-            "How many lanes a traced mask keeps is not known while tracing. Choose "
-            "lane by lane with `chorax.lanes.where`, or take "
-            "`jnp.flatnonzero(mask, size=...)`."
-        )
-    return np.flatnonzero(np.asarray(mask))
-
-
-def _in_range(index: int, size: int) -> int:
-    if not -size <= index < size:
-        raise IndexError(f"There are {size} lanes, so there is none at index {index}.")
-    return index

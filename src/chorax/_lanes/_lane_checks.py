@@ -1,6 +1,7 @@
-"""Whether models can be lanes of one another."""
+"""Whether models can become lanes of one batched model."""
 
 import functools
+from collections.abc import Sequence
 from numbers import Number
 from types import FunctionType
 from typing import Any, cast
@@ -12,52 +13,65 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._text._places import place
-from .._text._show import named, short
-from .._tree._paths import first_difference, same_structure
+from .._text._places import Path, place
+from .._text._show import is_array_like, named, short
+from .._tree._holder import without_sizes
+from .._tree._memo import content_of
+from .._tree._paths import first_difference, leaf_paths, same_structure
 from .._tree._same import is_same
+from ._arrays import are_numpy
 from ._axes import is_foreign, not_taken
-from ._lane_axes import library_of
 
 
-def check_structures(
-    left: jtu.PyTreeDef, right: jtu.PyTreeDef, left_name: str, right_name: str
+def aligned(
+    models: Sequence[Any], names: Sequence[str]
+) -> tuple[jtu.PyTreeDef, list[tuple[Path, list[Any]]]]:
+    """The structure of all models, and for each leaf its path and its value in every
+    model; raises if structures differ."""
+    flat = [jtu.tree_flatten(model) for model in models]
+    structure = flat[0][1]
+    for (_, other), name in zip(flat, names, strict=True):
+        _check_structures(structure, other, names[0], name)
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    paths = leaf_paths(structure)
+    return structure, list(zip(paths, map(list, columns), strict=True))
+
+
+def check_column(
+    path: Path,
+    column: Sequence[Any],
+    names: Sequence[str],
+    is_shared: bool,
+    axis: int | None = None,
 ) -> None:
-    """Raises unless two structures are equal, for the first path that differs."""
-    if same_structure(left, right):
-        return
-    path, a, b = first_difference(left, right) or ((), "one", "another")
-    problem = f"{left_name}: {a}; {right_name}: {b}."
-    if path[-1:] == ("marker",) and "<object>" in (a, b):
-        problem = (
-            "each `StateIndex` has a marker of its own. Make each model by "
-            "`eqx.nn.make_with_state`, which makes them equal; or make one, and draw "
-            "the others by `vmap_call_all_fns(model, reset_parameters, ...)`."
-        )
-    raise ValueError(
-        f"Lanes are models of one structure, but {left_name} and {right_name} differ "
-        f"at {place(path)}: {problem}"
-    )
+    """Raises unless the values of a leaf can be shared by all lanes, or be joined along
+    a new lane axis or along the `axis` that they have."""
+    for name, other in zip(names[1:], column[1:], strict=True):
+        places = f"{place(path)} of {names[0]} and {name}"
+        if is_shared:
+            check_same(column[0], other, places)
+        else:
+            check_alike(column[0], other, places, axis)
 
 
 def check_alike(one: Any, other: Any, places: str, axis: int | None = None) -> None:
-    """Raises unless two arrays have the same dtype, and the same shape but for an
-    axis."""
-    is_host = library_of([one, other]) is np
-    shapes: list[Any] = []
+    """Raises unless two arrays have the same dtype and, except along `axis`, the same
+    shape."""
     for x in (one, other):
-        if not eqx.is_array(x):
+        if not is_array_like(x):
             raise ValueError(
-                f"{places} differ: one is no array, but {named(x)}, {short(x)}."
+                f"{places} differ: one is not an array but {named(x)}, {short(x)}."
             )
-        shape = list(x.shape)
-        if axis is not None and axis < len(shape):
-            shape[axis] = None
+    is_host = are_numpy([one, other])
+
+    def form(x: Any) -> tuple[Any, Any]:
+        shape = [None if i == axis else size for i, size in enumerate(x.shape)]
         dtype = x.dtype
         if not is_host:
             dtype = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
-        shapes.append((shape, dtype))
-    if shapes[0] != shapes[1]:
+        return shape, dtype
+
+    if form(one) != form(other):
         raise ValueError(
             f"{places} differ: {one.dtype}{list(one.shape)} against "
             f"{other.dtype}{list(other.shape)}."
@@ -68,59 +82,62 @@ def check_mappable(x: Any, place_: str, cure: str) -> None:
     """Raises for an array that can't have a lane axis."""
     if is_foreign(x):
         raise ValueError(
-            f"{place_} can't have a lane axis: {not_taken(x)}. Share it, by {cure}."
+            f"{place_} can't have a lane axis: {not_taken(x)}. Share it, with {cure}."
         )
 
 
 def check_same(one: Any, other: Any, places: str) -> None:
-    """Raises unless two shared leaves are equal, as far as it can be told."""
+    """Raises if two shared leaves are known to differ."""
     if one is other:
         return
-    if eqx.is_array(one) and eqx.is_array(other):
+    if is_array_like(one) and is_array_like(other):
         check_alike(one, other, places)
-        if any(isinstance(x, jax.core.Tracer) for x in (one, other)):
-            return
-        if not _equal_arrays(one, other):
+        if not any(map(_is_unknown, (one, other))) and not _equal_arrays(one, other):
             raise ValueError(
-                f"{places} have other values, but no lane axis: one of them would be "
-                "lost. Give the leaf a lane axis, or make it the same in all."
+                f"{places} have different values, but no lane axis: one of them would "
+                "be lost. Give the leaf a lane axis, or make it the same in all."
             )
-        return
-    if type(one) is not type(other) or not _equal(one, other):
+    elif type(one) is not type(other) or not _equal(one, other):
         cure = "make it an array to have one per lane"
         if callable(one) or callable(other):
             cure = "give all models the same function, or keep them in a list"
         raise ValueError(
-            f"{places} differ: {short(one)} against {short(other)}. What is no array "
-            f"is shared by all lanes; {cure}."
+            f"{places} differ: {short(one)} against {short(other)}. A leaf that is "
+            f"not an array is shared by all lanes; {cure}."
         )
+
+
+def _is_unknown(x: Any) -> bool:
+    """Whether it is an array whose values are unknown."""
+    return isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
 def _equal(one: Any, other: Any) -> bool:
     if is_same(one, other):
         return True
     if eqx.is_array(one) or eqx.is_array(other):
-        is_traced = any(isinstance(x, jax.core.Tracer) for x in (one, other))
-        return type(one) is type(other) and not is_traced and _equal_arrays(one, other)
-    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
-        # A constructor may make its functions anew for each model.
-        return one.__code__ is other.__code__ and _equal_parts(
-            _bound(one), _bound(other)
-        )
-    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
-        pair = [(x.func, x.args, x.keywords) for x in cast(list[Any], [one, other])]
-        return _equal_parts(*pair)
+        are_known = not any(map(_is_unknown, (one, other)))
+        return type(one) is type(other) and are_known and _equal_arrays(one, other)
+    if isinstance(one, _FUNCTIONS) and isinstance(other, _FUNCTIONS):
+        return _equal_parts(_parts(one), _parts(other))
     try:
-        # Numbers have been told apart by more than that.
+        # Numbers were compared more strictly above.
         return not isinstance(one, Number) and bool(one == other)
     except Exception:
-        return False  # Its author's comparison can't tell.
+        return False  # Its own comparison fails.
 
 
-def _bound(function: FunctionType) -> Any:
-    """What else than its code a function goes by."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return cells, function.__defaults__, function.__kwdefaults__
+# A constructor may create these anew for each model.
+_FUNCTIONS = (FunctionType, functools.partial)
+
+
+def _parts(function: Any) -> Any:
+    """What a function is compared by: its code, and what is bound to it."""
+    if isinstance(function, functools.partial):
+        bound = cast(Any, function)
+        return bound.func, bound.args, bound.keywords
+    cells = [content_of(cell) for cell in function.__closure__ or ()]
+    return function.__code__, cells, function.__defaults__, function.__kwdefaults__
 
 
 def _equal_parts(one: Any, other: Any) -> bool:
@@ -139,3 +156,26 @@ def _equal_arrays(one: Any, other: Any) -> bool:
     if same and one.dtype == object:
         return _equal_parts(one.tolist(), other.tolist())
     return same and plain(one) == plain(other)
+
+
+def _check_structures(
+    left: jtu.PyTreeDef, right: jtu.PyTreeDef, left_name: str, right_name: str
+) -> None:
+    """Raises unless two structures are equal, for the first path that differs."""
+    if not same_structure(left, right):
+        # Ensembles have as many lanes as their leaves, whatever size they note.
+        left, right = without_sizes(left), without_sizes(right)
+    if same_structure(left, right):
+        return
+    path, a, b = first_difference(left, right) or ((), "one", "another")
+    problem = f"{left_name}: {a}; {right_name}: {b}."
+    if path[-1:] == ("marker",) and "<object>" in (a, b):
+        problem = (
+            "each `StateIndex` has a marker of its own. Create each model with "
+            "`eqx.nn.make_with_state`, which makes them equal; or create one, and draw "
+            "the others with `vmap_call_all_fns(model, reset_parameters, ...)`."
+        )
+    raise ValueError(
+        f"Lanes are models of one structure, but {left_name} and {right_name} differ "
+        f"at {place(path)}: {problem}"
+    )

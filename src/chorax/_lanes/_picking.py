@@ -1,18 +1,18 @@
-"""Lanes picked, chosen one by one, and spread over devices."""
+"""Lanes selected, chosen between two models, and spread over devices."""
 
 from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING, TypeAlias, TypeVar
 
-import equinox as eqx
 import jax
 import jax.sharding
-import jax.tree_util as jtu
 from jax.typing import ArrayLike
 
+from .._text._show import is_array_like
 from .._text._typed import typed
 from ._arguments import as_array, check_mask
-from ._lane_axes import columns_of, lane_axes, library_of, named_lane_axes, take_lanes
-from ._lane_checks import check_alike, check_same, check_structures
+from ._arrays import compute
+from ._lane_axes import lane_axes, named_lane_axes, take_lanes
+from ._lane_checks import aligned, check_column
 from ._spread import check_sharding
 
 
@@ -20,25 +20,25 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     _Mask: TypeAlias = ArrayLike | Sequence[bool]
 else:
-    # What is no mask gets an error of ours, whoever checks types.
+    # Anything else is to get chorax's own error, not that of a runtime type checker.
     _Mask = Any
 
 
 def take(batched: T, axes: Any, index: Any) -> T:
-    """Picks lanes.
+    """Selects lanes.
 
     **Arguments:**
 
     - `batched`, `axes`: as in `unstack`.
     - `index`: an integer, which drops the lane axis; or a slice, a mask of shape
         `(axis_size,)` or indices of shape `(k,)`, which keep it where it is. Indices
-        may be traced; one out of range is then clamped, as JAX does. A mask may not:
-        how many lanes it keeps would not be known.
+        may be traced; JAX then clamps those that are out of range. A mask may not be
+        traced, since the number of lanes would be unknown.
 
     **Returns:** the model of one lane, or a batched model with the same `axes`.
 
-    **Raises:** `IndexError` for an index out of range, `TypeError` for what is no
-    index, `ValueError` for a mask of another shape or a traced one.
+    **Raises:** `IndexError` for an index out of range, `TypeError` for something that
+    is not an index, `ValueError` for a mask that is traced or of another shape.
 
     ```python
     >>> import chorax, jax.numpy as jnp
@@ -57,20 +57,20 @@ def take(batched: T, axes: Any, index: Any) -> T:
 def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
     """Chooses lane by lane between two batched models.
 
-    With it the lanes that are done begin anew, and the others go on. To call a method
-    in some lanes only, see the keyword `where` of `vmap_call_all_fns`.
+    So lanes that are done can start again while the others continue. To call a method
+    in some lanes only, see `where` of `vmap_call_all_fns`.
 
     **Arguments:**
 
     - `mask`: booleans of shape `(axis_size,)`; may be traced.
-    - `new`, `old`: batched models of the same structure; lanes are those of `new` where
-        `mask` is true. A shared leaf can't be chosen by lanes: it is that of `old`.
+    - `new`, `old`: batched models of the same structure. Where `mask` is true, a lane
+        is taken from `new`. Shared leaves are taken from `old`.
     - `axes`: as in `unstack`, the same for both.
 
     **Returns:** a batched model with the same `axes`.
 
     **Raises:** `ValueError` for the first path at which the two differ in structure,
-    shape, dtype or in a leaf that is no array, and for a mask of another shape.
+    shape, dtype or a non-array leaf, and for a mask of another shape.
 
     ```python
     >>> import chorax, jax.numpy as jnp
@@ -80,28 +80,28 @@ def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
 
     ```
     """
-    structures = jtu.tree_structure(old), jtu.tree_structure(new)
-    check_structures(*structures, "`old`", "`new`")
-    before, after = lane_axes(old, axes), named_lane_axes(new, axes, "`new`")
-    columns = list(columns_of([before, after]))
-    for place_, axis, (kept, fresh) in columns:
-        where_ = f"{place_} of `old` and `new`"
-        if axis is not None:
-            check_alike(kept, fresh, where_)
-        elif not eqx.is_array(kept):
-            check_same(kept, fresh, where_)
-    check_mask(mask, before.size, "mask")
+    names = "`old`", "`new`"
+    _, columns = aligned([old, new], names)
+    lanes = lane_axes(old, axes)
+    named_lane_axes(new, axes, "`new`")
+    for (path, column), axis in zip(columns, lanes.axes, strict=True):
+        if axis is not None or not is_array_like(column[0]):
+            check_column(path, column, names, axis is None)
+    check_mask(mask, lanes.size, "mask")
     chosen = as_array(mask)
-    leaves: list[Any] = []
-    for _, axis, (kept, fresh) in columns:
-        if axis is None:
-            leaves.append(kept)
-            continue
-        shape = [1] * kept.ndim
-        shape[axis] = before.size
-        library = library_of([fresh, kept], chosen)
-        leaves.append(library.where(chosen.reshape(shape), fresh, kept))
-    return before.rebuild(leaves)
+    leaves = [
+        kept
+        if axis is None
+        else compute(_choose, fresh, kept, by=chosen, mask=chosen, axis=axis)
+        for (_, (kept, fresh)), axis in zip(columns, lanes.axes, strict=True)
+    ]
+    return lanes.rebuild(leaves)
+
+
+def _choose(library: Any, new: Any, old: Any, mask: Any, axis: int) -> Any:
+    shape = [1] * new.ndim
+    shape[axis] = mask.size
+    return library.where(mask.reshape(shape), new, old)
 
 
 @typed(
@@ -116,16 +116,17 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
 
     - `batched`, `axes`: as in `unstack`.
     - `sharding`: a `NamedSharding` whose specification has one entry, the name of the
-        mesh axis (or a tuple of names) along which the lanes lie. Shared leaves are on
-        all of its devices, those of NumPy on the host. What is spread along other axes
-        of the mesh stays so.
+        mesh axis, or a tuple of names, along which lanes are spread. Shared leaves are
+        replicated, except for NumPy arrays, which stay on the host. Layouts along other
+        axes of the mesh are kept.
 
-    **Returns:** the same model, laid out so; what lies so already is the same object.
+    **Returns:** the model with this layout; leaves that have it already are the same
+    objects. A `jax.ShapeDtypeStruct` gets it as its `sharding`.
 
     **Raises:** `ValueError` for another specification, for an abstract mesh, or if the
     lanes do not divide evenly among the devices.
 
-    To make lanes where they are to live, see `sharding` of `vmap_call_all_fns`.
+    To create lanes where they will be used, see `sharding` of `vmap_call_all_fns`.
 
     ```python
     >>> import chorax, jax, jax.numpy as jnp
@@ -141,10 +142,10 @@ def shard(batched: T, axes: Any, sharding: jax.sharding.NamedSharding) -> T:
     lanes = lane_axes(batched, axes)
     found = check_sharding(sharding, lanes.size)
     pairs = zip(lanes.leaves, lanes.axes, strict=True)
-    return lanes.rebuild(
-        # What is shared and on the host is at hand for all devices.
-        [
-            x if axis is None and not isinstance(x, jax.Array) else found.place(x, axis)
-            for x, axis in pairs
-        ]
-    )
+    # What is shared and on the host can be read from all devices.
+    on_devices = jax.Array | jax.ShapeDtypeStruct
+    leaves = [
+        x if axis is None and not isinstance(x, on_devices) else found.place(x, axis)
+        for x, axis in pairs
+    ]
+    return lanes.rebuild(leaves)

@@ -1,4 +1,4 @@
-"""Where lanes live: along which axis of a mesh of devices."""
+"""How lanes are laid out on devices: along which axis of a mesh."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from .._tree._memo import surroundings
 
 @dataclasses.dataclass(frozen=True)
 class LaneSharding:
-    """The axis of a mesh along which lanes lie, or several of them; `entry` is as in a
+    """The mesh axis, or axes, along which lanes are spread; `entry` is as in a
     `PartitionSpec`."""
 
     mesh: Any
@@ -26,28 +26,28 @@ class LaneSharding:
 
     @property
     def names(self) -> tuple[Any, ...]:
-        """The names of the axes, none where lanes are not spread."""
+        """The names of these axes; empty if lanes are not spread."""
         return _names(self.entry)
 
     @property
     def parts(self) -> int:
-        """Among how many devices the lanes are divided."""
+        """The number of devices that lanes are divided among."""
         return math.prod(self.mesh.shape[name] for name in self.names)
 
     @property
     def is_auto(self) -> bool:
-        """Whether it is the compiler that lays arrays out along all of the mesh."""
+        """Whether the compiler decides the layout along every axis of the mesh."""
         auto = cast(Any, jax.sharding).AxisType.Auto
         return all(kind == auto for kind in self.mesh.axis_types)
 
     def spec(self, axis: int | None) -> jax.sharding.PartitionSpec:
-        """How an array with this lane axis lies; one without it is on all devices."""
+        """The layout of an array with this lane axis; without one it is replicated."""
         front = () if axis is None else (*[None] * axis, self.entry)
         return jax.sharding.PartitionSpec(*front)
 
     def place(self, x: Any, axis: int | None) -> Any:
-        """Lays an array out, and leaves it spread along other axes of the mesh as it
-        is; the very same one if it lies so already."""
+        """Lays an array out, keeping its layout along other axes of the mesh; returns
+        the same object if it has this layout already."""
         found = self._entries(x)
         wanted = [self._without(entry) for entry in found or [None] * x.ndim]
         if axis is not None:
@@ -58,15 +58,18 @@ class LaneSharding:
             wanted.pop()
         spec = jax.sharding.PartitionSpec(*wanted)
         layout = jax.sharding.NamedSharding(self.mesh, spec)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            rest: Any = {"sharding": layout, "weak_type": x.weak_type}
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, **rest)
         if not _in_jit(x):
             return _put(x, layout)
         if self.is_auto:
-            # There a compiler may overrule `device_put`.
+            # There the compiler may overrule `device_put`.
             return cast(Any, jax.lax).with_sharding_constraint(x, layout)
         return cast(Any, jax).device_put(x, layout)
 
     def replicate(self, x: Any) -> Any:
-        """The same for what all devices read. A compiler itself sees to it."""
+        """Replicates an array, unless the compiler does so anyway."""
         return x if self.is_auto and _in_jit(x) else self.place(x, None)
 
     def lay(self, x: Any, axis: int | None) -> Any:
@@ -77,30 +80,29 @@ class LaneSharding:
         return self.replicate(x) if isinstance(x, jax.Array) else x
 
     def _entries(self, x: Any) -> list[Any] | None:
-        """How an array lies on this mesh, axis by axis; `None` if it lies elsewhere or
-        it is not known."""
-        if isinstance(x, jax.core.Tracer):
-            # What the compiler lays out is not known; an explicit layout is a type.
-            found = None if self.is_auto else getattr(x.aval, "sharding", None)
-        else:
-            found = getattr(x, "sharding", None)
+        """The layout of an array on this mesh, axis by axis; `None` if it is on another
+        mesh or unknown."""
+        is_traced = isinstance(x, jax.core.Tracer)
+        if is_traced and self.is_auto:
+            return None  # Only the compiler knows.
+        found = getattr(x.aval if is_traced else x, "sharding", None)
         if not isinstance(found, jax.sharding.NamedSharding):
             return None
-        mesh: Any = found.mesh
-        is_same = mesh.shape == self.mesh.shape
-        if not isinstance(x, jax.core.Tracer):
-            is_same = mesh == self.mesh
+        # While tracing, meshes are abstract.
+        mesh: Any = found.mesh.shape if is_traced else found.mesh
+        if mesh != (self.mesh.shape if is_traced else self.mesh):
+            return None
         entries: list[Any] = [*found.spec]
-        return entries + [None] * (x.ndim - len(entries)) if is_same else None
+        return entries + [None] * (x.ndim - len(entries))
 
     def _without(self, entry: Any) -> Any:
-        """An entry of a layout without the axes of the lanes."""
+        """An entry of a layout without the mesh axes of the lanes."""
         names = [name for name in _names(entry) if name not in self.names]
         return tuple(names) if len(names) > 1 else names[0] if names else None
 
 
 def check_sharding(sharding: Any, size: int) -> LaneSharding:
-    """Where so many lanes are to live, as a user gave it."""
+    """The layout of so many lanes that a user gave as `sharding`."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         raise TypeError(
             "`sharding` must be a `jax.sharding.NamedSharding`, of a mesh and the name "
@@ -116,7 +118,7 @@ def check_sharding(sharding: Any, size: int) -> LaneSharding:
     if isinstance(kind.mesh, jax.sharding.AbstractMesh):
         raise ValueError(
             "`sharding` must be on a mesh of devices, as `jax.make_mesh` makes, but "
-            "its mesh is abstract: it says nothing of where lanes live."
+            "its mesh is abstract: it names no devices."
         )
     if not all(name in kind.mesh.shape for name in found.names):
         raise ValueError(
@@ -134,14 +136,14 @@ def check_sharding(sharding: Any, size: int) -> LaneSharding:
 def without_mesh() -> contextlib.AbstractContextManager[Any]:
     """A scope in which no mesh is set.
 
-    What is traced where a mesh is set does not run on a part of it: each operation
-    remembers the mesh. So where devices run apart, all is traced without one.
+    Operations that are traced under a mesh remember it, and do not run on a part of it.
+    So what each device runs by itself is traced without a mesh.
     """
     none = jax.sharding.AbstractMesh((), ())
     use: Any = getattr(jax.sharding, "use_abstract_mesh", None)
     if use is None:
-        # The oldest versions have it in private only. Should it be gone there, calls
-        # with `sharding` under a mesh fail again, and no others.
+        # In the oldest supported versions it is private. Without it, only calls with
+        # `sharding` under a mesh would fail.
         use = vars(importlib.import_module("jax._src.mesh"))["use_abstract_mesh"]
     return use(none)
 
@@ -155,7 +157,7 @@ def _put(x: Any, layout: Any) -> Any:
         return cast(Any, jax).device_put(x, layout)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(_same, out_shardings=layout)(x)
-    # Every process has all of it, and gives its own devices their parts.
+    # Every process has the whole array, and gives its own devices their parts.
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = _put(jax.random.key_data(x), layout)
         wrap = cast(Any, jax).random.wrap_key_data

@@ -1,53 +1,52 @@
-"""Models put together as lanes, and lanes taken apart again."""
+"""Models stacked as lanes, and unstacked again."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex, TYPE_CHECKING, TypeAlias, TypeVar
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
 from .._text._places import place
-from .._text._show import shown
+from .._text._show import is_array_like, shown
 from .._text._typed import typed
 from .._tree._paths import leaf_paths
 from ..filters import Filter
 from ._arguments import check_filter, check_positive
-from ._lane_axes import columns_of, lane_axes, library_of, named_lane_axes, take_lanes
-from ._lane_checks import check_alike, check_mappable, check_same, check_structures
+from ._arrays import ask, compute
+from ._lane_axes import lane_axes, named_lane_axes, take_lanes
+from ._lane_checks import aligned, check_column, check_mappable
 
 
 T = TypeVar("T")
 if TYPE_CHECKING:
     _AxisSize: TypeAlias = SupportsIndex
 else:
-    # What is no integer gets an error of ours, whoever checks types.
+    # Anything else is to get chorax's own error, not that of a runtime type checker.
     _AxisSize = Any
 
 
 @typed("models", Iterable, "an iterable of models")
 def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
-    """Puts models together as the lanes of one batched model.
-
-    The counterpart of `unstack`.
+    """Stacks models as the lanes of one batched model; `unstack` is the inverse.
 
     **Arguments:**
 
-    - `models`: at least one model, all of the same structure, static fields and leaves
-        that are no arrays, and with arrays of the same shapes and dtypes. Functions of
-        the same code are the same, and marks that hold nothing (`eqx.nn.Shared` makes
-        some), also if each model has its own.
-    - `share`: a filter over leaves (see `chorax.filters`); those it keeps are taken
-        from the first model and shared. `None`: nothing is shared.
+    - `models`: at least one model. All have the same structure, static fields and
+        non-array leaves, and arrays of the same shapes and dtypes. Functions with the
+        same code count as the same, and so do markers that hold nothing, such as those
+        of `eqx.nn.Shared`, even if each model has one of its own.
+    - `share`: a filter over leaves (see `chorax.filters`). Leaves that it keeps are
+        taken from the first model and shared. `None`: nothing is shared.
 
     **Returns:**
 
-    A pair of the batched model, whose arrays have a lane axis in front, and the tree of
-    its lane axes.
+    A pair of the batched model, whose arrays have lane axis 0, and the tree of its lane
+    axes.
 
-    **Raises:** `ValueError` if there is no model, for the first path at which two of
-    them differ, or for an array that can't have lanes.
+    **Raises:** `ValueError` if there is no model, for the first path at which two
+    models differ, or for an array that can't have lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -58,45 +57,40 @@ def stack(models: Iterable[T], share: Filter = None) -> tuple[T, T]:
 
     ```
     """
-    trees = _listed(models, "`models` of `stack`")
+    trees = listed(models, "`models` of `stack`")
     if not trees:
         raise ValueError("There is nothing to stack: no models were given.")
     keeps = check_filter(share, "share")
-    flat = [jtu.tree_flatten(tree) for tree in trees]
-    structure = flat[0][1]
-    for index, (_, other) in enumerate(flat):
-        check_structures(structure, other, "model 0", f"model {index}")
+    names = [f"model {index}" for index in range(len(trees))]
+    structure, columns = aligned(trees, names)
     leaves: list[Any] = []
     axes: list[int | None] = []
-    rows = zip(
-        leaf_paths(structure), zip(*(xs for xs, _ in flat), strict=True), strict=True
-    )
-    for path, column in rows:
-        is_shared = not eqx.is_array(column[0]) or keeps(path, column[0])
+    for path, column in columns:
+        one = column[0]
+        is_shared = not is_array_like(one) or ask(functools.partial(keeps, path), one)
         if not is_shared:
-            check_mappable(column[0], place(path), "`share=`")
-        for index, other in enumerate(column[1:], 1):
-            check = check_same if is_shared else check_alike
-            check(column[0], other, f"{place(path)} of model 0 and model {index}")
-        leaves.append(column[0] if is_shared else library_of(column).stack(column))
+            check_mappable(one, place(path), "`share=`")
+        check_column(path, column, names, is_shared)
+        leaves.append(one if is_shared else compute(_stacked, *column))
         axes.append(None if is_shared else 0)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
 def unstack(batched: T, axes: Any) -> list[T]:
-    """Takes a batched model apart into the models of its lanes.
+    """Splits a batched model into one model per lane; the inverse of `stack`.
 
     **Arguments:**
 
     - `batched`: a model whose leaves have lane axes.
-    - `axes`: which, as for every function of `chorax.lanes`.
+    - `axes`: these axes: a `StateDelta`, or a tree as `eqx.filter_vmap` takes for
+        `in_axes`.
 
     **Returns:**
 
-    A list with one model for each lane. Shared leaves are the same objects in all.
+    A list with one model per lane. Shared leaves are the same objects in all of them.
 
-    **Raises:** `ValueError` if nothing tells how many lanes there are, neither a leaf
-    nor a delta, if leaves disagree, or if one can't have lanes.
+    **Raises:** `ValueError` if neither a leaf nor a delta says how many lanes there
+    are, if leaves have different numbers of lanes, or if one can't have lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -114,17 +108,17 @@ def unstack(batched: T, axes: Any) -> list[T]:
 
 @typed("batches", Iterable, "an iterable of batched models")
 def concatenate(batches: Iterable[T], axes: Any) -> T:
-    """Puts batched models one after the other along their lanes.
+    """Concatenates batched models along their lane axes.
 
     **Arguments:**
 
-    - `batches`: at least one batched model, all of the same structure; they may have
+    - `batches`: at least one batched model. All have the same structure; they may have
         different numbers of lanes. Shared leaves are taken from the first.
-    - `axes`: as in `unstack`, the same for each.
+    - `axes`: as in `unstack`, the same for all.
 
     **Returns:** a batched model with the same `axes`.
 
-    **Raises:** `ValueError` if there is none, or for the first path at which two
+    **Raises:** `ValueError` if there is no model, or for the first path at which two
     differ.
 
     ```python
@@ -135,40 +129,34 @@ def concatenate(batches: Iterable[T], axes: Any) -> T:
 
     ```
     """
-    trees = _listed(batches, "`batches` of `concatenate`")
+    trees = listed(batches, "`batches` of `concatenate`")
     if not trees:
         raise ValueError("There is nothing to concatenate: no models were given.")
-    for index, tree in enumerate(trees):
-        one, other = jtu.tree_structure(trees[0]), jtu.tree_structure(tree)
-        check_structures(one, other, "batch 0", f"batch {index}")
-    parts = [named_lane_axes(tree, axes, f"batch {i}") for i, tree in enumerate(trees)]
-    first = parts[0]
+    names = [f"batch {index}" for index in range(len(trees))]
+    _, columns = aligned(trees, names)
+    first, *_ = map(named_lane_axes, trees, [axes] * len(trees), names)
     leaves: list[Any] = []
-    for place_, axis, column in columns_of(parts):
-        for index, other in enumerate(column[1:], 1):
-            where_ = f"{place_} of batch 0 and batch {index}"
-            if axis is None:
-                check_same(column[0], other, where_)
-            else:
-                check_alike(column[0], other, where_, axis)
-        library = library_of(column)
-        leaves.append(column[0] if axis is None else library.concatenate(column, axis))
+    for (path, column), axis in zip(columns, first.axes, strict=True):
+        is_shared = axis is None
+        check_column(path, column, names, is_shared, axis)
+        joined = column[0] if is_shared else compute(_joined, *column, axis=axis)
+        leaves.append(joined)
     return first.rebuild(leaves)
 
 
 def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, T]:
-    """Gives leaves a lane axis in front, with the same value in every lane.
+    """Gives leaves lane axis 0, with the same value in every lane.
 
     **Arguments:**
 
-    - `model`: any PyTree, an `eqx.nn.State` for example.
+    - `model`: any PyTree, such as an `eqx.nn.State`.
     - `axis_size`: the number of lanes, a positive integer.
-    - `filter`: a filter over leaves; arrays that it keeps get a lane axis. `...`: all.
+    - `filter`: a filter over leaves. Arrays that it keeps get a lane axis. `...`: all.
 
     **Returns:** a pair of the batched model and the tree of its lane axes.
 
-    **Raises:** `ValueError` if `axis_size` is no positive integer, or for an array that
-    can't have lanes.
+    **Raises:** `ValueError` if `axis_size` is not a positive integer, or for an array
+    that can't have lanes.
 
     ```python
     >>> import chorax, jax.numpy as jnp
@@ -184,17 +172,17 @@ def broadcast(model: T, axis_size: _AxisSize, filter: Filter = ...) -> tuple[T, 
     leaves: list[Any] = []
     axes: list[int | None] = []
     for path, x in zip(leaf_paths(structure), old, strict=True):
-        gets_lanes = eqx.is_array(x) and keeps(path, x)
+        gets_lanes = is_array_like(x) and ask(functools.partial(keeps, path), x)
         if gets_lanes:
             check_mappable(x, place(path), "`filter=`")
-            x = _repeated(x, size)
+            x = compute(_repeated, x, size=size)
         leaves.append(x)
         axes.append(0 if gets_lanes else None)
     return jtu.tree_unflatten(structure, leaves), jtu.tree_unflatten(structure, axes)
 
 
-def _listed(models: Iterable[T], name: str) -> list[T]:
-    # To iterate over these gives keys and letters.
+def listed(models: Iterable[T], name: str) -> list[T]:
+    """The models as a list; raises for what yields keys or letters."""
     if isinstance(models, Mapping | str):
         raise TypeError(
             f"{name} must be an iterable of models, but got {shown(models)}. Pass "
@@ -203,7 +191,15 @@ def _listed(models: Iterable[T], name: str) -> list[T]:
     return list(models)
 
 
-def _repeated(x: Any, size: int) -> Any:
-    if library_of([x]) is np:
+def _stacked(library: Any, *arrays: Any) -> Any:
+    return library.stack(arrays)
+
+
+def _joined(library: Any, *arrays: Any, axis: int) -> Any:
+    return library.concatenate(arrays, axis)
+
+
+def _repeated(library: Any, x: Any, size: int) -> Any:
+    if library is np:
         return np.stack([x] * size)
     return jnp.broadcast_to(x, (size, *x.shape))

@@ -1,4 +1,4 @@
-"""Drawing the parameters of Equinox's layers afresh."""
+"""`reset_parameters`: drawing the parameters of a layer anew."""
 
 import functools
 import inspect
@@ -16,8 +16,8 @@ M = TypeVar("M")
 
 @runtime_checkable
 class _Dispatcher(Protocol):
-    """A `functools.singledispatch` function; its own type forgets that what goes in
-    comes out."""
+    """A `functools.singledispatch` function that returns what it is given; Python's own
+    type for it loses that."""
 
     @property
     def registry(self) -> Mapping[Any, Callable[..., Any]]: ...
@@ -27,11 +27,11 @@ class _Dispatcher(Protocol):
 
 
 def _dispatching(function: Callable[..., Any]) -> _Dispatcher:
-    """A `functools.singledispatch` function that goes by the rules that hold."""
+    """A `functools.singledispatch` function that skips rules that do not hold."""
     every: Any = functools.singledispatch(function)
 
     def dispatch(cls: Any) -> Callable[..., Any]:
-        # A copy, which is made at one go: another thread may be adding a rule.
+        # An atomic copy: another thread may be adding a rule.
         rules: dict[Any, Callable[..., Any]] = every.registry.copy()
         holding: Any = functools.singledispatch(rules[object])
         for kind, rule in rules.items():
@@ -39,7 +39,7 @@ def _dispatching(function: Callable[..., Any]) -> _Dispatcher:
                 holding.register(kind, rule)
         return holding.dispatch(cls)
 
-    @functools.wraps(every)  # Its `register` and `registry`, too.
+    @functools.wraps(every)  # With its `register` and `registry`.
     def call(node: Any, /, *args: Any, **kwargs: Any) -> Any:
         return dispatch(type(node))(node, *args, **kwargs)
 
@@ -48,25 +48,25 @@ def _dispatching(function: Callable[..., Any]) -> _Dispatcher:
 
 
 def _holds(kind: type, cls: type) -> bool:
-    """Whether a rule for one class holds for another one below it.
+    """Whether a rule for one class holds for a subclass of it.
 
-    What a constructor of its own draws, only its author knows. A class that has nothing
-    to construct, as `eqx.Module` and abstract ones, leaves that to those below it.
+    Only its author knows what the subclass's own constructor draws. A class that
+    constructs nothing, such as `eqx.Module` or an abstract one, has rules for all.
     """
     if kind.__module__.partition(".")[0] == cls.__module__.partition(".")[0]:
         return True
-    # An ABC or a protocol may stand above a class that inherits nothing of it.
+    # A class may count as a subclass of an ABC or a protocol and inherit nothing.
     alike = cls, object, eqx.Module
     return kind not in cls.__mro__ or _constructor(kind) in map(_constructor, alike)
 
 
 def _constructor(cls: type) -> object:
-    """Equal for an `__init__` that is inherited, also if a type checker has wrapped it,
-    and for those that dataclasses make of the same fields."""
+    """Equal for an inherited `__init__`, even one that a type checker has wrapped, and
+    for those that dataclasses generate from the same fields."""
     init = inspect.unwrap(cls.__init__)
     code = getattr(init, "__code__", init)
-    goes_on = "__post_init__" in getattr(code, "co_names", ())
-    return code, goes_on and getattr(cls, "__post_init__", None)
+    has_more = "__post_init__" in getattr(code, "co_names", ())
+    return code, has_more and getattr(cls, "__post_init__", None)
 
 
 @_dispatching
@@ -75,33 +75,35 @@ def reset_parameters(node: M, *, key: jax.Array) -> M:
 
     With `vmap_call_all_fns` it makes an ensemble of any model of Equinox's layers. It
     is a `functools.singledispatch` function: `@reset_parameters.register(MyLayer)` adds
-    a rule for another class. It holds for subclasses that inherit the class's
-    `__init__`, and for those from the same top-level package; one for a class that
-    constructs nothing itself, as `eqx.Module` or an abstract one, holds for all.
-    Modules without a rule come back unchanged, and a collective call warns of inexact
-    arrays that they hold; a rule that returns its node says that these are to stay. A
-    layer that a field keeps under `eqx.filter_jit` is loose leaves there and no module,
-    and comes back unchanged too. Where modules are
-    nested, the outer one's rule is called last and has the last word: `MLP` and
-    `MultiheadAttention` draw the layers that their constructors would make, while
-    `WeightNorm` and `SpectralNorm` go by the layer that they were given.
+    a rule for another class. The rule also holds for subclasses that inherit the
+    class's `__init__`, and for those in the same top-level package; a rule for a class
+    that constructs nothing itself, such as `eqx.Module` or an abstract class, holds for
+    all subclasses.
 
-    Running statistics start anew while they are a part of the layer; once
-    `eqx.nn.make_with_state` has moved them into an `eqx.nn.State`, they are that
-    state's. A `PReLU` does not know what it was made with, so it gets the constructor's
-    default, 0.25. What `eqx.nn.Shared` has tied stays tied. Each leaf is what the
+    Modules without a rule are returned unchanged, and a collective call warns about the
+    inexact arrays that they hold; a rule that returns its node says that they should
+    stay. A layer inside `eqx.filter_jit` is not a module but loose leaves, and is
+    returned unchanged too. If modules are nested, the outer one's rule is called last
+    and decides: `MLP` and `MultiheadAttention` draw the layers that their constructors
+    would make, while `WeightNorm` and `SpectralNorm` follow the layer that they wrap.
+
+    Running statistics start anew while they are part of the layer; once
+    `eqx.nn.make_with_state` has moved them into an `eqx.nn.State`, they belong to that
+    state. A `PReLU` does not record its initial value, so it gets the constructor's
+    default, 0.25. Values tied by `eqx.nn.Shared` stay tied. Each leaf is what the
     constructor draws in that leaf's dtype.
 
     **Arguments:**
 
-    - `node`: a layer. Leading axes of its parameters, as layers made under
-        `eqx.filter_vmap` have, are kept, each slice with draws of its own.
+    - `node`: a layer. Leading axes of its parameters, as in layers made under
+        `eqx.filter_vmap`, are kept, and each slice gets its own draws.
     - `key`: a PRNG key.
 
-    **Returns:** the layer with new parameters, the same in shape and dtype.
+    **Returns:** the layer with new parameters of the same shapes and dtypes.
 
-    **Raises:** `TypeError` if `node` is no module, a parameter no array or of integers,
-    or `key` no key; `ValueError` for more than one key.
+    **Raises:** `TypeError` if `node` is not a module, if a parameter is not an
+    inexact array, or if `key` is not a key; `ValueError` for several keys, or
+    if a parameter does not have a shape that the constructor makes.
 
     ```python
     >>> import chorax, equinox as eqx, jax
@@ -118,6 +120,6 @@ def reset_parameters(node: M, *, key: jax.Array) -> M:
         raise TypeError(
             f"`reset_parameters` takes one layer, but got {shown(node)}. Pass a whole "
             "model to `call_all_fns(model, reset_parameters, key=key)`, or register a "
-            "rule by `@chorax.reset_parameters.register`."
+            "rule with `@chorax.reset_parameters.register`."
         )
     return node

@@ -1,4 +1,4 @@
-"""Checking modules where they stand, as one lane sees them, against annotations."""
+"""Checking the modules of a model, as one lane sees them, against annotations."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -6,7 +6,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax.tree_util as jtu
 
-from .._annotations._check import check_module, Seen, Sight
+from .._annotations._check import check_module, LaneArray, Sight
 from .._annotations._hints import is_annotated
 from .._lanes._axes import plain_axes, resolve_axes
 from .._lanes._lane_axes import agreed_count
@@ -17,28 +17,29 @@ from ._kind import ArraySpec, Spec, spec_of
 from ._levels import in_levels, levels_of
 
 
-# How to declare a lane axis that was not declared.
-BATCHED = "say so by `in_axes`"
+# How to declare a lane axis, with `in_axes` and without.
+BATCHED = "declare it with `in_axes`"
 UNBATCHED = "call `vmap_call_all_fns` with `in_axes`"
 
 
 def check_annotations(model: Any, in_axes: Any = None) -> None:
     """Checks every module of a model against its jaxtyping annotations.
 
-    What each collective call does for the modules that it calls: every field annotated
-    as `Float[Array, "n"]` and the like, also inside unions, containers and generic
-    classes, has to fit, and a name of a dimension has one size across the fields of a
-    module. Nothing is computed. An annotation that can't be resolved is skipped, and
-    what a lane sees of a NumPy array is an array like any other.
+    Each collective call does the same for the modules that it calls. Every field with
+    an annotation such as `Float[Array, "n"]` has to fit it, also inside unions,
+    containers and generic classes, and a named dimension has one size across the fields
+    of a module. Nothing is computed. An annotation that can't be resolved is skipped,
+    and NumPy arrays are checked as the arrays that lanes make of them.
 
     **Arguments:**
 
     - `model`: a module, or any PyTree of modules.
     - `in_axes`: which leaves have a lane axis, as in `vmap_call_all_fns`; those are
-        checked as one lane sees them. `None`: none has.
+        checked as one lane sees them. `None`: no leaf has one.
 
     **Raises:** `AnnotationError` for the first field that does not fit, children before
-    parents; `ValueError` if there is no module, or if lanes disagree.
+    parents; `ValueError` if the model has no module, or if leaves disagree on the
+    number of lanes.
 
     ```python
     >>> import chorax, equinox as eqx, jax.numpy as jnp
@@ -55,8 +56,8 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
     walked = walk_nodes(model)
     if not walked.nodes:
         raise ValueError(
-            "There is nothing to check: the model has no `eqx.Module` in it, but is "
-            f"{named(model)}."
+            "There is nothing to check: the model does not contain an `eqx.Module`, "
+            f"but is {named(model)}."
         )
     axes = resolve_axes(model, plain_axes(in_axes), "in_axes")
     size = agreed_count(walked.leaves, walked.structure, axes, "in_axes")
@@ -69,9 +70,9 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
 def check_in_draft(
     draft: Slot, node: Node, specs: Sequence[Spec], sight: Sight
 ) -> None:
-    """Checks a node as it now stands in a draft, if it is still there.
+    """Checks a node as it is now in a draft, if it is still there.
 
-    `specs` are those of all values that the draft may name.
+    `specs` has one entry for each value that the draft refers to.
     """
     if not is_annotated(node.cls):
         return
@@ -83,7 +84,7 @@ def check_in_draft(
     if node.ensembles:
         own = in_levels(own, levels_of(draft, node, structure, specs))
     leaves = [
-        Seen(spec.struct, spec.host) if isinstance(spec, ArraySpec) else spec.value
+        LaneArray(spec.struct, spec.host) if isinstance(spec, ArraySpec) else spec.value
         for spec in own
     ]
     check_module(structure, leaves, node.path, sight)

@@ -1,4 +1,4 @@
-"""How a place in a PyTree reads: its path, a tuple of plain `str` and `int` keys."""
+"""How paths, tuples of plain `str` and `int` keys, are written in messages."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ Path: TypeAlias = tuple[Key, ...]
 
 
 def dotted(path: Path) -> str:
-    """The path as a person writes it: `layers.0.v`."""
+    """A path as people write it: `layers.0.v`."""
     return ".".join(map(str, path))
 
 
 def names_of(paths: Sequence[Path]) -> list[str | Path]:
-    """Each path in its dotted form, or as it is where several have that one."""
+    """The dotted form of each path, or the path itself if others have that form."""
     names = list(map(dotted, paths))
     counts = Counter(names)
     pairs = zip(names, paths, strict=True)
@@ -25,5 +25,5 @@ def names_of(paths: Sequence[Path]) -> list[str | Path]:
 
 
 def place(path: Path) -> str:
-    """The path as an error names it: the root has no dotted form of its own."""
+    """A path as errors name it; the root has no dotted form."""
     return f"`{escaped(dotted(path))}`" if path else "the root `()`"

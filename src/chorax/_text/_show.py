@@ -1,7 +1,7 @@
-"""Values as an error names them.
+"""Values as errors show them.
 
 In one line, however big a value is: arrays by dtype and shape, modules by their class.
-And in any case: an error of ours must not be lost to one of somebody's `__repr__`.
+A `__repr__` that raises must not hide the error.
 """
 
 import re
@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any, cast
 
 import equinox as eqx
+import jax
 import jax.core
 import numpy as np
 
@@ -28,7 +29,7 @@ class _Short(reprlib.Repr):
         try:
             if isinstance(x, np.generic):
                 return f"numpy.{kind.__name__}({cast(Any, x).item()!r})"
-            if eqx.is_array(x):
+            if is_array_like(x):
                 return f"{x.dtype}{list(x.shape)}"
             if isinstance(x, eqx.Module):
                 return f"{kind.__name__}(...)"
@@ -38,7 +39,7 @@ class _Short(reprlib.Repr):
                 return super().repr1(x, level)
             if kind.__repr__ is object.__repr__:
                 return f"<{kind.__name__}>"
-            # Without addresses, which say nothing.
+            # Addresses say nothing.
             text = re.sub(r" at 0x\w+", "", " ".join(repr(x).split()))
         except Exception:
             return f"<{kind.__name__}>"
@@ -48,18 +49,24 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
+def is_array_like(x: Any) -> bool:
+    """Whether it is an array, or a `jax.ShapeDtypeStruct` in place of one."""
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+
 def short(x: Any) -> str:
     """A value in a few characters."""
     return _short.repr(x)
 
 
 def shown(x: Any) -> str:
-    """A value and what it is: "3 of type int"; an array by dtype and shape."""
+    """A value and its type: "3 of type int"; an array by dtype and shape."""
     kind = cast("type[Any]", type(x)).__name__
     if isinstance(x, np.generic):
         return f"{short(cast(Any, x).item())} of type numpy.{kind}"
-    if eqx.is_array(x):
-        what = "a traced array" if isinstance(x, jax.core.Tracer) else "an array"
+    if is_array_like(x):
+        is_traced = isinstance(x, jax.core.Tracer)
+        what = "a traced array" if is_traced else named(x)
         return f"{what} of dtype {x.dtype} and shape {x.shape}"
     if x is None or isinstance(x, type | eqx.Module):
         return named(x)
@@ -67,18 +74,18 @@ def shown(x: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text without what would end its line, or do worse to a terminal."""
+    """A text with control characters escaped, which could garble a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def named(x: Any) -> str:
-    """What a value is, without the value: "an int", "`None`"."""
+    """The type of a value, without the value: "an int", "`None`"."""
     if x is None:
         return "`None`"
     if isinstance(x, type):
         return f"the class {x.__name__}"
-    if eqx.is_array(x):
-        return "an array"
+    if is_array_like(x):
+        return "an array" if eqx.is_array(x) else "an abstract array"
     if type(x) is tuple:
         return f"a tuple of {len(cast('tuple[Any, ...]', x))}"
     return with_article(type(x).__name__)

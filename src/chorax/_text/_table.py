@@ -1,7 +1,7 @@
 """Tables of values: text for a terminal, HTML for a notebook.
 
-Rows that differ in the indices of their path alone are folded into one once there are
-several: a model of a thousand equal nodes reads like one of a few.
+Rows that differ only in the indices of their paths are folded into one if there are
+more than a few, so a model of a thousand equal nodes gets a short table.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._places import dotted, Path
-from ._show import escaped, short
+from ._show import escaped, is_array_like, short
 
 
-# So many rows stand as they are: to read them takes no longer than to read a pattern.
+# So many rows are not folded: they are as quick to read as a pattern.
 _FEW = 3
 # A longer cell does not widen its column.
 _WIDEST = 60
@@ -23,7 +23,7 @@ _WIDEST = 60
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line: where, what there is to say of it, and its size in bytes if any."""
+    """One line: a path, the cells after it, and a size in bytes if there is one."""
 
     path: Path
     cells: tuple[str, ...]
@@ -32,15 +32,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows under a one-line summary; `head` names the path, the cells and, if it ends
-    in "bytes", the size."""
+    """Rows under a one-line summary. `head` names the columns: the path, the cells, and
+    the size if it ends in "bytes"."""
 
     summary: str
     head: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def text(self) -> str:
-        """In columns."""
+        """The table in columns."""
         if not self.rows:
             return escaped(self.summary)
         lines = [self.head, *self._lines()]
@@ -48,22 +48,15 @@ class Table:
             max(n for n in map(len, column) if n <= _WIDEST)
             for column in zip(*lines, strict=True)
         ]
-        right = self.head.index("bytes") if self._has_sizes() else None
-        return "\n".join(
-            [
-                escaped(self.summary),
-                *(
-                    "  ".join(
-                        line[i].rjust(width) if i == right else line[i].ljust(width)
-                        for i, width in enumerate(widths)
-                    ).rstrip()
-                    for line in lines
-                ),
-            ]
-        )
+        align = [str.rjust if name == "bytes" else str.ljust for name in self.head]
+        texts = [escaped(self.summary)]
+        for line in lines:
+            cells = map(lambda to, cell, width: to(cell, width), align, line, widths)
+            texts.append("  ".join(cells).rstrip())
+        return "\n".join(texts)
 
     def html(self) -> str:
-        """The same in HTML."""
+        """The table in HTML."""
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.head)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>"
@@ -74,20 +67,17 @@ class Table:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
-    def _has_sizes(self) -> bool:
-        return self.head[-1] == "bytes"
-
     def _lines(self) -> list[tuple[str, ...]]:
         lines: list[tuple[str, ...]] = []
         for paths, row in folded(self.rows):
             size = "" if row.size is None else in_bytes(row.size * len(paths))
-            sizes = (size,) if self._has_sizes() else ()
-            lines.append(tuple(map(escaped, (pattern(paths), *row.cells, *sizes))))
+            cells = (pattern(paths), *row.cells, size)[: len(self.head)]
+            lines.append(tuple(map(escaped, cells)))
         return lines
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[list[Path], Row]]:
-    """Rows with the paths that they stand for; where few would be folded, none are."""
+    """Rows with the paths they stand for; only more than a few rows are folded."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(_alike(row), []).append(row)
@@ -102,17 +92,17 @@ def folded(rows: Sequence[Row]) -> list[tuple[list[Path], Row]]:
 
 
 def _alike(row: Row) -> tuple[Any, ...]:
-    # Names are told one by one: which of them it is may be what a reader looks for.
+    # Names are not folded: a reader may be looking for one of them.
     keys = tuple(None if isinstance(key, int) else key for key in row.path)
     return keys, row.cells, row.size
 
 
 def pattern(paths: Sequence[Path]) -> str:
-    """Paths of one length as one: `layers.{0..7}.v (8)`."""
+    """Paths of one length in one pattern: `layers.{0..7}.v (8)`."""
     if len(paths) == 1:
         return dotted(paths[0]) or "()"
     columns = [list(dict.fromkeys(column)) for column in zip(*paths, strict=True)]
-    # Indices say which paths they are only if these are all that there could be.
+    # Indices are exact only if every combination of them is a path.
     exact = math.prod(map(len, columns)) == len(paths)
     keys = [
         str(column[0]) if len(column) == 1 else _choice(column) if exact else "*"
@@ -132,23 +122,18 @@ def _choice(keys: Sequence[Any]) -> str:
 
 
 def value_cells(value: Any, axis: int | None) -> tuple[str, str]:
-    """Type and shape of an array, its lane axis marked; or else type and value."""
+    """Dtype and shape of an array, with its lane axis marked, or type and value."""
     if not is_array_like(value):
         return type(value).__name__, _shorten(short(value))
     shape = list(map(str, value.shape))
     if axis is not None and -len(shape) <= axis < len(shape):
-        shape[axis] = f"{shape[axis]} lanes"
+        shape[axis] = counted(value.shape[axis], "lane")
     form = f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
     return str(value.dtype), form
 
 
-def is_array_like(value: Any) -> bool:
-    """Abstract arrays too: a delta may come out of `eqx.filter_eval_shape`."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
 def size_of(value: Any) -> int | None:
-    """The bytes of an array."""
+    """The size of an array in bytes; `None` for other values."""
     if not is_array_like(value):
         return None
     return math.prod(value.shape) * value.dtype.itemsize

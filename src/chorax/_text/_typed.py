@@ -1,4 +1,4 @@
-"""Checks of public functions' arguments against their types."""
+"""Type checks of the arguments of public functions."""
 
 import functools
 import inspect
@@ -12,10 +12,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def typed(name: str, kind: Any, words: str) -> Callable[[F], F]:
-    """Checks that one argument is an instance; `words` say what was expected.
+    """Checks that an argument is an instance of `kind`, which `words` describe.
 
-    Around the function, and so before an import hook of its user's checks it, whose
-    errors would have all of the arguments in them, whole models among them.
+    It wraps the function, so it comes before the checks of a user's import hook, whose
+    errors would show all arguments, whole models among them.
     """
 
     def decorate(function: F) -> F:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import FrameType
 
 
-# The packages whose frames may lie between a user's call and the warning.
+# The packages whose frames may be between a user's call and the warning.
 _OURS = ("chorax", "beartype", "jaxtyping", "equinox", "jax")
 
 
@@ -15,7 +15,7 @@ def warn(messages: Iterable[str]) -> None:
     messages = tuple(messages)
     if not messages:
         return
-    # Decorators put frames of their own between: count up to the first foreign one.
+    # Decorators add frames, so count up to the first one that is not ours.
     depth, frame = 1, inspect.currentframe()
     while frame is not None and _is_ours(frame):
         depth, frame = depth + 1, frame.f_back

@@ -1,1 +1,1 @@
-"""Trees: paths, nodes, leaves, keys of paths, and what is remembered of them."""
+"""Trees: paths, nodes, leaves, keys of paths, and what is remembered about them."""

@@ -1,9 +1,8 @@
 """A tree under construction.
 
 Calls replace nodes one after the other, and a parent has to see its children as the
-calls left them. Rebuilding the tree from its root for every call would cost the square
-of the number of nodes; a draft rebuilds a container only when somebody looks at it, and
-each of its levels once.
+calls left them. To rebuild the whole tree for every call would take quadratic time. A
+draft rebuilds a container only when it is looked at, and each level once.
 
 The leaves of a draft are `Ref`s, names for values that may not have been computed yet.
 """
@@ -14,22 +13,13 @@ from typing import Any
 import jax.tree_util as jtu
 
 from .._text._places import Key, Path
-from ._paths import open_level
-
-
-class Ref:
-    """A leaf of a draft: the name of a value."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: int) -> None:
-        self.name = name
+from ._paths import open_level, Ref as Ref
 
 
 class Slot:
-    """One place of a draft, with what stands there.
+    """One place in a draft, and its value.
 
-    `author` is the path of the call that put it there, `None` for the original.
+    `author` is the path of the call that assigned the value, `None` for the original.
     """
 
     __slots__ = ("author", "children", "parent", "shell", "stale", "value")
@@ -42,11 +32,17 @@ class Slot:
         self.children: dict[Key, Slot] | None = None
         self.shell: jtu.PyTreeDef | None = None
 
+    @staticmethod
+    def of(structure: jtu.PyTreeDef) -> "Slot":
+        """A draft of this structure, its leaves named by their indices."""
+        refs = map(Ref, range(structure.num_leaves))
+        return Slot(jtu.tree_unflatten(structure, refs), None, None)
+
     def open(self) -> dict[Key, "Slot"]:
         """The places one level below; none for a leaf."""
         if self.children is None:
             self.children = {}
-            level = None if isinstance(self.value, Ref) else open_level(self.value)
+            level = open_level(self.value)
             if level is not None:
                 self.shell = level.shell
                 for key, child in zip(level.keys, level.children, strict=True):
@@ -54,7 +50,7 @@ class Slot:
         return self.children
 
     def assign(self, value: Any, author: Path) -> None:
-        """Puts a new value here; everything below is forgotten."""
+        """Assigns a new value; the places below are forgotten."""
         self.value, self.author = value, author
         self.stale, self.children, self.shell = False, None, None
         above = self.parent
@@ -63,10 +59,10 @@ class Slot:
             above = above.parent
 
     def restate(self, value: Any) -> None:
-        """Puts a container here that differs in static parts only.
+        """Assigns a container that differs in static parts only.
 
-        What is below stays, and has been assigned to, so that all from here up to the
-        root is to be rebuilt anyway.
+        The places below are kept. One of them was assigned to, so everything from here
+        up to the root is rebuilt anyway.
         """
         level = open_level(value)
         assert self.stale
@@ -74,7 +70,7 @@ class Slot:
         self.value, self.shell = value, level.shell
 
     def current(self) -> Any:
-        """What stands here now, with everything below it up to date."""
+        """The value, with everything below it up to date."""
         pending: list[Slot] = [self]
         while pending:
             slot = pending[-1]
@@ -84,15 +80,13 @@ class Slot:
             if not stale:
                 if slot.stale and slot.shell is not None:
                     parts = [child.value for child in below]
-                    slot.value, slot.stale = (
-                        jtu.tree_unflatten(slot.shell, parts),
-                        False,
-                    )
+                    slot.value = jtu.tree_unflatten(slot.shell, parts)
+                    slot.stale = False
                 pending.pop()
         return self.value
 
     def find(self, path: Path) -> tuple["Slot", bool]:
-        """The place at a path; or the last one on the way there, and `False`."""
+        """The place at a path and `True`, or the last one on the way and `False`."""
         slot = self
         for key in path:
             child = slot.open().get(key)

@@ -1,20 +1,19 @@
-"""What knows where lanes lie: modules whose leaves have some, and those that say which
-leaves of another do."""
+"""Marker bases for what knows lane axes: its own, or those of another tree."""
 
 import abc
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax.tree_util as jtu
 
 from .._text._places import Path
-from ._draft import Ref, Slot
+from ._draft import Slot
 from ._replace import replace
 
 
 class AxesHolder(eqx.Module):
-    """What a `StateDelta` is to those who only have to know where lanes lie."""
+    """The base of `StateDelta`, for code that only needs to know lane axes."""
 
     axis_size: int | None = eqx.field(static=True)
     """The number of lanes; `None` without lanes."""
@@ -24,25 +23,35 @@ class AxesHolder(eqx.Module):
     def in_axes(self) -> Any:
         """The lane axis of each leaf, as a tree."""
 
+    @property
+    @abc.abstractmethod
+    def path_tags(self) -> Mapping[Path, frozenset[str]]:
+        """The tags of each leaf that has some, by path."""
+
 
 class LaneHolder(eqx.Module):
-    """What an `Ensemble` is to those who only have to know where lanes lie.
+    """The base of `Ensemble`, for code that only needs to know lane axes.
 
-    `mapped` has the lane axis of each leaf that has one, by its path below the field
-    `model`. What a transformation puts in place of other leaves, or takes away for the
-    moment, changes nothing for these.
+    `mapped` has the path below the field `model` of each leaf with a lane axis, and the
+    axis; so it still holds when a transformation replaces or removes leaves.
+    `size_when_made` is the number of lanes if no leaf says it.
     """
 
     mapped: frozenset[tuple[Path, int]] = eqx.field(static=True, repr=False)
+    size_when_made: int = eqx.field(static=True, repr=False)
+
+
+class Wrapper(eqx.Module):
+    """What is around a function: not a node, but walked through."""
 
 
 def undo_lanes(
     after: jtu.PyTreeDef, before: jtu.PyTreeDef, undone: Collection[Path]
 ) -> jtu.PyTreeDef:
     """A structure in which leaves at these paths have the lane axes they had before."""
-    old = dict(_holders(_draft(before)))
-    draft = _draft(after)
-    for path, holder in sorted(_holders(draft), key=lambda row: -len(row[0])):
+    old = dict(_holders(Slot.of(before)))
+    draft = Slot.of(after)
+    for path, holder in _holders(draft):
         if path not in old:
             continue
         start = (*path, "model")
@@ -54,12 +63,18 @@ def undo_lanes(
     return jtu.tree_structure(draft.current())
 
 
-def _draft(structure: jtu.PyTreeDef) -> Slot:
-    refs = [Ref(index) for index in range(structure.num_leaves)]
-    return Slot(jtu.tree_unflatten(structure, refs), None, None)
+def without_sizes(structure: jtu.PyTreeDef) -> jtu.PyTreeDef:
+    """A structure without the sizes that ensembles note, except where no leaf says how
+    many lanes there are."""
+    draft = Slot.of(structure)
+    for path, holder in _holders(draft):
+        if holder.mapped:
+            slot, _ = draft.find(path)
+            slot.assign(replace(slot.current(), size_when_made=0), ())
+    return jtu.tree_structure(draft.current())
 
 
-def _holders(draft: Slot) -> Iterator[tuple[Path, LaneHolder]]:
-    for path, slot in draft.walk():
-        if isinstance(slot.value, LaneHolder):
-            yield path, slot.value
+def _holders(draft: Slot) -> list[tuple[Path, LaneHolder]]:
+    """The ensembles in a draft, inner ones first, so that outer ones contain them."""
+    rows = [(path, slot.value) for path, slot in draft.walk()]
+    return [row for row in reversed(rows) if isinstance(row[1], LaneHolder)]

@@ -1,9 +1,9 @@
 """Random keys: one per lane, and from it one per node.
 
 A node's key is `fold_in(fold_in(lane_key, high), low)`, where `high` and `low` are the
-first two 32-bit words of the SHA-256 of the node's path. The path alone decides, so
-that no other node, and no order, changes a node's draws; 64 bits keep two paths from
-sharing them by accident.
+first two 32-bit words of the SHA-256 of the node's path. It depends on the path alone,
+so other nodes and their order change nothing about a node's draws. With 64 bits, two
+paths do not collide by accident.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from ._paths import path_words
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class LaneKeys:
-    """The keys of all lanes: `key` is one of them for each, or what they are split
-    from; the only one where `size` is `None`."""
+    """The keys of all lanes: if `is_split`, `key` has one per lane, otherwise they are
+    split from it. `size` is `None` without lanes, where `key` is the only one."""
 
     key: jax.Array
     size: int | None
@@ -43,8 +43,8 @@ class LaneKeys:
 
     @property
     def stacks(self) -> bool:
-        """Whether keys draw the same alone and next to others, as threefry's do. A
-        batch of `rbg` keys draws by the first of them."""
+        """Whether a batch of keys draws the same as each key by itself, as with
+        threefry. A batch of `rbg` keys uses only the first of them."""
         one = self.struct
         words = jax.eval_shape(jax.random.key_data, one) if _is_typed(one) else one
         return words.shape == (2,)
@@ -67,20 +67,20 @@ class LaneKeys:
         is a `path_table`."""
         axis = int(self.size is not None)
         if not self.stacks:
-            # What `unsafe_rbg` makes of a batch of paths goes by the first of them.
+            # `unsafe_rbg` would fold in only the first of a batch of paths.
             return jnp.stack([self.of_node(words) for words in table], axis)
         if self.size is None:
             return jax.vmap(_fold, in_axes=(None, 0))(self.key, table)
         keys = self.key if self.is_split else jax.random.split(self.key, self.size)
-        # XLA compiles a hash over one axis in a third of the time it takes over two.
+        # XLA compiles a hash over one axis three times faster than over two.
         shape = (self.size, len(table), *keys.shape[1:])
         flat = jnp.broadcast_to(keys[:, None], shape).reshape(-1, *keys.shape[1:])
-        made = jax.vmap(_fold)(flat, jnp.tile(table, (self.size, 1)))
-        return made.reshape(shape)
+        folded = jax.vmap(_fold)(flat, jnp.tile(table, (self.size, 1)))
+        return folded.reshape(shape)
 
 
 def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
-    """The keys of all lanes, from what a user gave as `key`."""
+    """The keys of all lanes, from the `key` that a user gave."""
     if key is None:
         return None
     if not eqx.is_array(key) or not (_is_typed(key) or key.dtype == np.uint32):
@@ -89,12 +89,12 @@ def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
             f"`key` must be a PRNG key, as `jax.random.key(0)` makes{many}; got "
             f"{shown(key)}."
         )
-    # A legacy key is an array of words: the last axis is the key's own.
+    # A legacy key is an array of words, along its last axis.
     words = _words_of(key)
     if words and key.shape[key.ndim - len(words) :] != words:
         raise ValueError(
-            f"`key` must be a PRNG key, of which a legacy one has shape {words}, or an "
-            f"array of them; got {shown(key)}."
+            f"`key` must be a PRNG key, of shape {words} if it is a legacy one, or an "
+            f"array of keys; got {shown(key)}."
         )
     shape = key.shape[: key.ndim - len(words)]
     array = key if isinstance(key, jax.Array) else jnp.asarray(key)
@@ -103,7 +103,7 @@ def lane_keys(key: Any, size: int | None) -> LaneKeys | None:
     if size is None:
         raise ValueError(
             f"`key` must be one PRNG key, but got an array of them of shape {shape}. "
-            "One key a lane is for `vmap_call_all_fns`."
+            "One key per lane is for `vmap_call_all_fns`."
         )
     if shape != (size,):
         raise ValueError(
@@ -140,5 +140,5 @@ def _is_typed(key: Any) -> bool:
 
 
 def _words_of(key: Any) -> tuple[int, ...]:
-    """The axes of a key itself: none of a typed one, the words of a legacy one."""
+    """The shape of one key: none for a typed key, the words of a legacy key."""
     return () if _is_typed(key) else jax.random.key_data(jax.random.key(0)).shape

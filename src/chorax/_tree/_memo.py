@@ -1,12 +1,25 @@
-"""What is remembered between calls.
+"""What makes two calls the same, and what is remembered between calls.
 
-Tracing a kind runs the user's Python, so its outcome is kept for as long as the same
-kind comes again. The memory is bounded, is keyed by values, and keeps no array alive:
-of functions and other objects that are equal only to themselves, which may hold arrays,
-it has weak references, and what was traced with one of them is dropped with it. Three
-things stay until enough else has come: what is static in a structure, as `jax.jit`
-keeps it; what a method itself has made that is no array, a closure say; and a function
-whose own trace leads back to it, as a rule of `jax.custom_jvp` may.
+Two calls are the same if they are for `eqx.filter_jit`, and types of numbers exactly:
+
+- arrays by shape, dtype, weak type and placement (`ArraySpec`);
+- all other values by type and `==`, numbers by sign too, also inside tuples, mappings,
+  dataclasses and modules: `1`, `1.0` and `True` differ, and so do `0.0` and `-0.0`
+  (`fingerprint`, `exact_structure`);
+- objects without an `==` of their own by identity;
+- methods and rules by their code, seen through wrappers, but not by what they call
+  (`code_token`);
+- JAX's settings that affect a trace (`surroundings`).
+
+Filters are asked in every call.
+
+Tracing a kind runs the user's Python, so the outcome is kept for the next call of the
+same kind. The memory is bounded, keyed by values, and keeps no array alive: functions
+and other objects that are equal only to themselves may hold arrays, so they are
+referenced weakly, and when one dies, whatever was traced with it is dropped. Three
+things may stay until they are evicted: static parts of a structure, as in `jax.jit`;
+non-array values that a method created, such as closures; and a function that its own
+trace leads back to, as a rule of `jax.custom_jvp` may be.
 """
 
 import dataclasses
@@ -26,7 +39,7 @@ import numpy as np
 
 
 class Cell:
-    """A place for one remembered value."""
+    """Holds one remembered value."""
 
     __slots__ = ("__weakref__", "value")
 
@@ -46,14 +59,13 @@ def _new_cell(key: object) -> Cell:
     return cell
 
 
-# The cells of kinds and of whole calls, by their keys; `TypeError` where a key can't be
-# hashed.
+# The cells of kinds and of whole calls, by key; `TypeError` if a key can't be hashed.
 kind_cell = functools.lru_cache(maxsize=1024)(_new_cell)
 recipe_cell = functools.lru_cache(maxsize=64)(_new_cell)
 
 
 class _WeakObject(weakref.ref[Any]):
-    """Equal for the same living object; empties its cells when the object dies."""
+    """Equal for the same living object; clears its cells when the object dies."""
 
     __slots__ = ("cells", "number")
     cells: list[weakref.ref[Cell]]
@@ -64,7 +76,7 @@ class _WeakObject(weakref.ref[Any]):
         self.cells, self.number = [], id(value)
         return self
 
-    # Not by what its object makes of them: an array has no hash.
+    # Not the object's own `==` and hash: an array has no hash.
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
@@ -76,7 +88,7 @@ class _WeakObject(weakref.ref[Any]):
 
 
 class _Strong:
-    """The same for what can't be referred to weakly: numbers, tuples, lists."""
+    """As `_WeakObject`, for objects without weak references, such as numbers."""
 
     __slots__ = ("value",)
 
@@ -91,7 +103,7 @@ class _Strong:
 
 
 def _forget(dead: _WeakObject) -> None:
-    # At any time and in any thread: who reads a cell reads it once.
+    # This runs at any time and in any thread, so a cell is to be read only once.
     for reference in dead.cells:
         cell = reference()
         if cell is not None:
@@ -99,20 +111,12 @@ def _forget(dead: _WeakObject) -> None:
 
 
 def fingerprint(value: Any) -> Hashable:
-    """A key for what is no array, equal where it makes two calls the same.
-
-    Two calls are the same where `eqx.filter_jit` takes them to be: arrays go by shape,
-    dtype and weak type, all else by Python's `==`. Besides, values go by their types,
-    and numbers by their signs, inside of tuples, mappings, dataclasses and modules too:
-    `1 == 1.0 == True` and `0.0 == -0.0`. Methods and rules go by their code as well
-    (`code_token`), arrays by where they are (`ArraySpec`), and all of it by JAX's own
-    settings (`surroundings`). Filters are asked in every call.
-    """
+    """A key for a value that is not an array, equal for values that are the same."""
     kind = cast("type[Any]", type(value))
     if isinstance(value, Number):
         return kind, repr(value)
     if isinstance(value, MethodType):
-        # A new object each time that it is looked up.
+        # A new object each time it is looked up.
         return kind, fingerprint(value.__self__), fingerprint(value.__func__)
     if kind.__eq__ is object.__eq__ and kind.__weakrefoffset__:
         return _WeakObject(value, _forget)
@@ -120,9 +124,8 @@ def fingerprint(value: Any) -> Hashable:
 
 
 def code_token(function: Any) -> Hashable:
-    """What tells whether a method or a rule is still the same: the function itself,
-    seen through wrappers, with the code, defaults and closure that it has now, and the
-    rules of a dispatcher. What it calls is not looked at."""
+    """A key for a method or a rule: the function, with its current code, defaults and
+    closure, whatever it wraps, and the rules of a dispatcher, but not what it calls."""
     parts: list[Hashable] = []
     seen = {id(None)}
     pending: list[Any] = [function]
@@ -134,24 +137,22 @@ def code_token(function: Any) -> Hashable:
         parts.append(_identity(each))
         if isinstance(each, FunctionType):
             parts += [each.__code__, each.__dict__.get("call_order")]
-            if each.__defaults__ or each.__kwdefaults__:
-                held = *(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()
-                parts += map(_identity, held)
-            if each.__closure__:
-                parts += [_identity(content_of(cell)) for cell in each.__closure__]
+            held = *(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()
+            parts += map(_identity, held)
+            parts += [_identity(content_of(cell)) for cell in each.__closure__ or ()]
             if not each.__dict__:
                 continue
         pending.append(_wrapped(each))
         rules = getattr(each, "registry", None)
         if isinstance(rules, Mapping):
-            # A copy, made at one go: another thread may be adding a rule.
+            # An atomic copy: another thread may be adding a rule.
             rules = cast("dict[Any, Any]", cast(Any, rules).copy())
             parts += rules
             pending += rules.values()
     return tuple(parts)
 
 
-# Where the wrappers of Python keep what they wrap.
+# The attributes in which Python's wrappers keep what they wrap.
 _WRAPPERS: Mapping[type, str] = {
     functools.partial: "func",
     functools.partialmethod: "func",
@@ -176,31 +177,31 @@ def _identity(value: Any) -> Hashable:
 
 
 def content_of(cell: CellType) -> Any:
-    """What a closure has in one of its places."""
+    """The value in one cell of a closure, `None` if it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
-        return None  # Nothing was put into it so far.
+        return None
 
 
-# Types whose equal values are the same, and that are met most.
+# Frequent types whose equal values are the same.
 _PLAIN = frozenset({int, bool, str, type(None)})
 
 
 def exact_type(value: object) -> Hashable:
-    """What tells apart values that are equal: their types, all the way down.
+    """What distinguishes equal values: their types, all the way down.
 
-    `TypeError` for what can't be hashed: it may be another value by the next call.
+    Raises `TypeError` for a value that can't be hashed, since it may change.
     """
     kind = type(value)
     if kind in _PLAIN:
         return kind
     hash(value)
     if isinstance(value, np.ndarray | jax.Array):
-        # Equal only element by element, and not to be kept alive.
+        # It is compared element by element, and must not be kept alive.
         raise TypeError("An array can't be a part of a key.")
     if isinstance(value, Number):
-        # Zeros of either sign are equal, and so are decimals of other precision.
+        # `0.0 == -0.0`, and decimals of different precision are equal.
         return kind, repr(value)
     if isinstance(value, list | tuple):
         return kind, tuple(map(exact_type, cast(Iterable[object], value)))
@@ -217,7 +218,7 @@ def exact_type(value: object) -> Hashable:
 
 
 def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
-    """A structure with the types of its static parts, which its own `==` ignores."""
+    """A structure with the types of its static parts, which `==` ignores."""
     types: list[Hashable] = []
     pending = [structure]
     while pending:
@@ -235,12 +236,12 @@ def exact_structure(structure: jtu.PyTreeDef) -> Hashable:
 
 
 def _exact_fields(structure: jtu.PyTreeDef) -> Hashable:
-    """The types of a module's static fields alone: what Equinox's wrappers have from
-    the functions that they wrap, dictionaries of annotations too, tells nothing more.
+    """The types of a module's static fields. Equinox's wrappers copy more from the
+    functions they wrap, such as annotations, which can't be hashed and are not needed.
     """
     module = jtu.tree_unflatten(structure, [None] * structure.num_leaves)
     if not isinstance(module, eqx.Module):
-        raise TypeError("Something static can't be hashed.")
+        raise TypeError("A static part can't be hashed.")
     names = static_fields(type(module))
     return tuple(exact_type(getattr(module, name, None)) for name in names)
 
@@ -253,12 +254,12 @@ def static_fields(cls: Any) -> tuple[str, ...]:
 
 
 def surroundings() -> tuple[object, bool]:
-    """An object that is the same wherever a trace would come out the same, and whether
-    something is being traced.
+    """An object that is the same as long as JAX's settings are, and whether something
+    is being traced.
 
     JAX traces depend on more than their arguments: on precision and promotion settings,
-    on the named axes in scope, on the mesh. `jax.jit` knows all of it, and traces anew
-    when any of it changes; so the mark that it made while tracing stands for the lot.
+    on the named axes in scope, on the mesh. `jax.jit` traces again when any of these
+    changes, so an object that it creates while tracing stands for all of them.
     """
     mark = _mark()
     return mark.value, isinstance(mark.probe, jax.core.Tracer)

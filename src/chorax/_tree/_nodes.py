@@ -11,16 +11,16 @@ import jax.tree_util as jtu
 
 from .._text._places import Path
 from ._draft import Ref, Slot
-from ._holder import AxesHolder, LaneHolder
+from ._holder import AxesHolder, LaneHolder, Wrapper
 from ._memo import exact_structure, exact_type, static_fields
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """A module that a call may be made on, as the structure of the target shows it.
+    """A module that may be called, as the structure of the target shows it.
 
     `index` is its index among all modules of the target, and `ensembles` are the paths
-    of the ensembles around it, the outermost first.
+    of the ensembles that contain it, outermost first.
     """
 
     path: Path
@@ -45,10 +45,10 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tree:
-    """A target taken apart: its leaves, and every module, parents first.
+    """A target, its leaves, and every module in it, parents first.
 
-    `exact` tells apart structures that JAX takes to be equal; it is `None` where
-    nothing can, and then nothing about the target may be remembered.
+    `exact` tells apart structures that JAX considers equal; it is `None` if a part
+    can't be hashed, so that nothing may be remembered about the target.
     """
 
     target: Any
@@ -70,19 +70,19 @@ class Tree:
 
     def draft(self) -> Slot:
         """The target as a draft, its leaves named by their indices."""
-        return _draft(self.structure)
+        return Slot.of(self.structure)
 
 
 def walk_nodes(target: Any) -> Tree:
-    """Takes a target apart; the walk that everything after it relies on."""
+    """Finds the leaves, modules and nodes of a target."""
     parts: list[Any] = []
-    # It is asked about every container and leaf, and says no each time.
+    # `append` is asked about every container and leaf, and returns `None`: no leaf.
     leaves, structure = jtu.tree_flatten(target, is_leaf=cast(Any, parts.append))
     try:
         modules, exact = _read_parts(parts, structure)
         survey = _survey(structure, exact)
     except TypeError:
-        # Something static can't be hashed.
+        # A static part can't be hashed.
         modules, exact = _modules(parts), None
         survey = _survey.__wrapped__(structure, None)
     return Tree(target, tuple(leaves), modules, structure, exact, survey)
@@ -91,8 +91,11 @@ def walk_nodes(target: Any) -> Tree:
 def _read_parts(
     parts: list[Any], structure: jtu.PyTreeDef
 ) -> tuple[tuple[eqx.Module, ...], Hashable]:
-    """The modules among containers and leaves, and the types of all static parts."""
-    # For each type the names of static fields, or what else there is to be done.
+    """The modules among containers and leaves, and the types of all static parts.
+
+    A faster `exact_structure` for modules and the containers that are met most.
+    """
+    # For each type: the names of static fields, or how to treat it.
     rules: dict[type, Any] = {list: None, tuple: None, type(None): None}
     modules: list[eqx.Module] = []
     types: list[Hashable] = []
@@ -104,7 +107,7 @@ def _read_parts(
         if rule is None:
             continue
         if rule is dict:
-            # With the keys themselves, which may stand in any order.
+            # With the keys themselves, which may come in any order.
             keys = [key for key in x if type(key) is not str]
             types.extend((exact_type(key), key) for key in keys)
             continue
@@ -113,10 +116,10 @@ def _read_parts(
         modules.append(x)
         for name in rule:
             try:
-                # Past the lookup of methods, which Equinox makes slow for modules.
+                # Equinox makes the usual lookup slow for modules, to bind methods.
                 value = object.__getattribute__(x, name)
             except AttributeError:
-                continue  # A field that was never set, which the structure says.
+                continue  # Never set, which the structure shows.
             types.append(exact_type(value))
     return tuple(modules), tuple(types)
 
@@ -136,59 +139,55 @@ def _modules(parts: list[Any]) -> tuple[eqx.Module, ...]:
     return tuple(x for x in parts if isinstance(x, eqx.Module))
 
 
-def _draft(structure: jtu.PyTreeDef) -> Slot:
-    refs = [Ref(i) for i in range(structure.num_leaves)]
-    return Slot(jtu.tree_unflatten(structure, refs), None, None)
-
-
 @functools.lru_cache(maxsize=128)
 def _survey(structure: jtu.PyTreeDef, exact: Hashable) -> Survey:
     del exact
-    # A draft has the same modules as the target, met in the same order, but `Ref`s for
-    # leaves: the walk can tell leaves from containers by a look at their class.
-    found: list[tuple[Path, eqx.Module]] = []
+    nodes: list[Node] = []
     leaf_paths: list[Path] = []
-    for path, slot in _draft(structure).walk():
+    module_paths: list[Path] = []
+    classes: dict[type[eqx.Module], None] = {}
+    # A draft has the same modules as the target in the same order, and `Ref`s as
+    # leaves, which are cheap to tell from containers.
+    pending: list[Node | tuple[Path, Slot, tuple[Path, ...]]]
+    pending = [((), Slot.of(structure), ())]
+    while pending:
+        row = pending.pop()
+        if isinstance(row, Node):  # Its children have been visited.
+            nodes.append(row)
+            continue
+        path, slot, ensembles = row
         if isinstance(slot.value, Ref):
             leaf_paths.append(path)
-        elif isinstance(slot.value, eqx.Module):
-            found.append((path, slot.value))
-    around = {path for path, m in found if isinstance(m, LaneHolder)}
-    nodes = [
-        Node(path, type(module), index, _around(path, around))
-        for index, (path, module) in enumerate(found)
-        if is_node(module)
-    ]
-    paths = tuple(path for path, _ in found)
-    classes = dict.fromkeys(node.cls for node in nodes)
-    return Survey(_children_first(nodes), tuple(leaf_paths), paths, tuple(classes))
-
-
-def _around(path: Path, ensembles: set[Path]) -> tuple[Path, ...]:
-    if not ensembles:
-        return ()
-    # Only what is below its field `model` has the lanes of an ensemble.
-    return tuple(
-        path[:i]
-        for i in range(len(path))
-        if path[:i] in ensembles and path[i] == "model"
-    )
+            continue
+        if isinstance(slot.value, eqx.Module):
+            cls = type(slot.value)
+            if is_node(slot.value):
+                pending.append(Node(path, cls, len(module_paths), ensembles))
+                classes.setdefault(cls)
+            module_paths.append(path)
+        is_ensemble = isinstance(slot.value, LaneHolder)
+        for key, child in reversed(slot.open().items()):
+            # An ensemble has lanes below its field `model` only.
+            has_lanes = is_ensemble and key == "model"
+            inside = (*ensembles, path) if has_lanes else ensembles
+            pending.append(((*path, key), child, inside))
+    return Survey(tuple(nodes), tuple(leaf_paths), tuple(module_paths), tuple(classes))
 
 
 def is_node(module: eqx.Module) -> bool:
-    """Whether a module is called; plumbing, Equinox's and ours, is only walked
+    """Whether a module is called; plumbing of Equinox and of chorax is only walked
     through."""
     kind = type(module)
-    if isinstance(module, AxesHolder | LaneHolder):
+    if isinstance(module, AxesHolder | LaneHolder | Wrapper):
         return False
     return kind.__module__.partition(".")[0] != "equinox" or kind in _layers()
 
 
 def is_tied(value: Any) -> bool:
-    """Whether `eqx.nn.Shared` has taken a value away, and its mark stands there.
+    """Whether it is the marker that `eqx.nn.Shared` leaves in place of a value.
 
-    The mark's class has no public name. Should it get another one, what is tied would
-    count as a value of the wrong kind.
+    The marker's class has no public name. If that changed, tied values would count as
+    values of a wrong type.
     """
     kind = cast("type[Any]", type(value))
     return kind.__name__ == "SharedNode" and kind.__module__.startswith("equinox.")
@@ -199,14 +198,3 @@ def _layers() -> frozenset[type]:
     public = (getattr(eqx.nn, name) for name in dir(eqx.nn))
     layers = (x for x in public if isinstance(x, type) and issubclass(x, eqx.Module))
     return frozenset(layers) - {eqx.nn.StateIndex}
-
-
-def _children_first(found: list[Node]) -> tuple[Node, ...]:
-    """Turns parents-first into children-first, siblings in the order they had."""
-    nodes: list[Node] = []
-    around: list[Node] = []
-    for node in found:
-        while around and node.path[: len(around[-1].path)] != around[-1].path:
-            nodes.append(around.pop())
-        around.append(node)
-    return (*nodes, *reversed(around))

@@ -1,10 +1,9 @@
-"""Where things stand in a PyTree.
+"""Places in a PyTree: paths, and walks along them.
 
-A path is a tuple of plain `str` and `int` keys from the root to a node or a leaf. It is
-what a person reads in an error, what a filter is asked about, and what a node's random
-key is derived from, so it has to be the same for the same place, whatever stands around
-it. JAX's own key paths are made of objects whose kind depends on the container; here
-they are taken down to the bare key.
+A path is a tuple of plain `str` and `int` keys from the root to a node or a leaf. It
+appears in errors, filters are asked about it, and a node's random key is derived from
+it, so it depends on nothing but the place. JAX's key paths consist of objects whose
+type depends on the container; here they are reduced to the plain keys.
 """
 
 import dataclasses
@@ -22,26 +21,42 @@ from .._text._places import Key, Path
 from .._text._show import short, with_article
 
 
+class Ref:
+    """A leaf that stands for a value, which it names."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return "a leaf"
+
+
 class Level(NamedTuple):
-    """One container, taken apart by one level; `shell` puts the children together."""
+    """One level of a container; `shell` is the structure above the children."""
 
     keys: tuple[Key, ...]
     children: list[Any]
     shell: jtu.PyTreeDef
 
 
+_LEAF = Ref(-1)
+_NOTHING = Level((), [], jtu.tree_structure(None))
+
+
 def path_words(path: Path) -> tuple[int, int]:
-    """The first 64 bits of the SHA-256 of the path, as two 32-bit words."""
+    """The first 64 bits of the SHA-256 of a path, as two 32-bit words."""
     digest = hashlib.sha256(repr(path).encode()).digest()
     return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
 
 
 def open_level(tree: Any) -> Level | None:
-    """Takes a container apart by one level; `None` for a leaf."""
-    # What is met most, at hand.
+    """One level of a container; `None` for a leaf."""
+    # Shortcuts for the most frequent cases.
     if tree is None:
-        return _nothing()
-    if type(tree) is _Leaf:
+        return _NOTHING
+    if type(tree) is Ref:
         return None
     is_below = functools.partial(operator.is_not, tree)
     pairs, shell = cast(
@@ -61,15 +76,10 @@ def open_level(tree: Any) -> Level | None:
     return Level(keys, [child for _, child in pairs], shell)
 
 
-@functools.lru_cache(maxsize=1)
-def _nothing() -> Level:
-    return Level((), [], jtu.tree_structure(None))
-
-
 def walk(tree: Any) -> Iterator[tuple[Path, Any, bool]]:
     """Every container and leaf as `(path, object, is_leaf)`, parents first.
 
-    Iterative, so that depth is bounded by memory and not by Python's call stack.
+    Iterative, so that depth is not limited by Python's call stack.
     """
     pending: list[tuple[Path, Any]] = [((), tree)]
     while pending:
@@ -82,30 +92,27 @@ def walk(tree: Any) -> Iterator[tuple[Path, Any, bool]]:
 
 
 def leaf_paths(structure: jtu.PyTreeDef) -> tuple[Path, ...]:
-    """The paths of a structure's leaves, in the order in which they are flattened."""
-    skeleton = jtu.tree_unflatten(structure, [_LEAF] * structure.num_leaves)
-    return tuple(path for path, _, is_leaf in walk(skeleton) if is_leaf)
+    """The paths of a structure's leaves, in the order of `jax.tree.flatten`."""
+    return tuple(path for path, _, is_leaf in walk(_skeleton(structure)) if is_leaf)
+
+
+def _skeleton(structure: jtu.PyTreeDef) -> Any:
+    return jtu.tree_unflatten(structure, [_LEAF] * structure.num_leaves)
 
 
 def same_structure(left: jtu.PyTreeDef, right: jtu.PyTreeDef) -> bool:
-    """Whether two structures are equal, static NumPy arrays in them too."""
+    """Whether two structures are equal, including static NumPy arrays."""
     try:
         return left == right
-    except Exception:  # Such arrays are equal only element by element.
+    except Exception:  # NumPy compares arrays element by element.
         return first_difference(left, right) is None
 
 
 def first_difference(
     left: jtu.PyTreeDef, right: jtu.PyTreeDef
 ) -> tuple[Path, str, str] | None:
-    """The first path at which two structures part, and what each has there."""
-    pending: list[tuple[Path, Any, Any]] = [
-        (
-            (),
-            jtu.tree_unflatten(left, [_LEAF] * left.num_leaves),
-            jtu.tree_unflatten(right, [_LEAF] * right.num_leaves),
-        )
-    ]
+    """The first path at which two structures differ, and what each has there."""
+    pending: list[tuple[Path, Any, Any]] = [((), _skeleton(left), _skeleton(right))]
     while pending:
         path, a, b = pending.pop()
         level_a, level_b = open_level(a), open_level(b)
@@ -125,22 +132,9 @@ def first_difference(
     return None
 
 
-class _Leaf:
-    def __repr__(self) -> str:
-        return "a leaf"
-
-
-_LEAF = _Leaf()
-
-
 def _describe(item: Any) -> str:
-    return (
-        "a leaf"
-        if item is _LEAF
-        else "None"
-        if item is None
-        else with_article(type(item).__name__)
-    )
+    is_plain = item is _LEAF or item is None
+    return repr(item) if is_plain else with_article(type(item).__name__)
 
 
 def _static_difference(path: Path, a: Any, b: Any) -> tuple[Path, str, str]:
@@ -165,7 +159,7 @@ def _same_static(x: Any, y: Any) -> bool:
     if all(isinstance(each, np.ndarray) for each in (x, y)):
         return x.dtype == y.dtype and np.array_equal(x, y)
     if jtu.all_leaves([x]):
-        return False  # Its author's comparison can't tell.
+        return False  # Its own comparison fails.
     xs, one = jtu.tree_flatten(x)
     ys, other = jtu.tree_flatten(y)
     return same_structure(one, other) and all(map(_same_static, xs, ys))

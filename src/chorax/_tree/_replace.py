@@ -15,22 +15,22 @@ M = TypeVar("M", bound=eqx.Module)
 def replace(module: M, /, **fields: Any) -> M:
     """A copy of a module with some fields changed.
 
-    Unlike `dataclasses.replace` it runs no `__init__`, `__post_init__`, converter or
-    `__check_init__`, so it works for modules with any constructor; static fields and
-    fields that were never set may be given too. For leaves deep inside a tree see
+    Unlike `dataclasses.replace`, it runs no `__init__`, `__post_init__`, converter or
+    `__check_init__`, so it works for modules with any constructor. Static fields, and
+    fields that were never set, may be given too. For leaves deep inside a tree, see
     `equinox.tree_at`.
 
     **Arguments:**
 
     - `module`: any `eqx.Module`. It is left unchanged.
-    - `fields`: new values by field name.
+    - `fields`: new values, by field name.
 
     **Returns:**
 
     A module of the same class.
 
-    **Raises:** `AttributeError` for a name that is no field of the module, `TypeError`
-    if `module` is no `eqx.Module`.
+    **Raises:** `AttributeError` for a name that is not a field of the module,
+    `TypeError` if `module` is not an `eqx.Module`.
 
     ```python
     >>> import equinox as eqx
@@ -50,8 +50,8 @@ def replace(module: M, /, **fields: Any) -> M:
                 f"{', '.join(f'`{known}`' for known in names) or '(none)'}."
             )
     copy = object.__new__(type(module))
-    # Modules are frozen, and a copy under construction is known to Equinox only when
-    # its constructor made it: set the attributes as unflattening does.
+    # Modules are frozen outside their constructor, so the attributes are set in the way
+    # unflattening sets them.
     for name, value in {**vars(module), **fields}.items():
         object.__setattr__(copy, name, value)
     return copy

@@ -1,4 +1,4 @@
-"""Whether anybody can tell a leaf from what it was before."""
+"""Whether a leaf is still the same."""
 
 from typing import Any, cast
 
@@ -8,12 +8,12 @@ from ._memo import fingerprint
 
 
 def is_same(old: Any, new: Any) -> bool:
-    """Whether a leaf is still what it was, so that nobody has written it.
+    """Whether a leaf is still the same, so that it counts as not written.
 
-    An array is that as the very object only. All else goes by type and `==`, numbers by
-    their `repr` too; what can't be hashed or compared, and what equals nothing but
-    itself, by identity, unless it is a mark: an object in which there is nothing but
-    its class, such as `eqx.nn.Shared` leaves where it took a value away.
+    An array is the same only as the same object. Other values are compared by type and
+    `==`, numbers by their `repr` too; values that can't be hashed or compared, or that
+    are equal only to themselves, by identity, except for markers. A marker is an object
+    that holds nothing, such as `eqx.nn.Shared` leaves in place of a value.
     """
     if old is new:
         return True
@@ -23,8 +23,8 @@ def is_same(old: Any, new: Any) -> bool:
     try:
         if kind.__eq__ is not object.__eq__:
             return fingerprint(old) == fingerprint(new)
-        # As Python finds it when it pickles or copies an object. It refuses where there
-        # is more than it can see: in functions, for one.
+        # What Python would pickle or copy. It raises if an object may hold more than
+        # that shows, as functions do.
         found: list[Any] = [object.__reduce_ex__(x, 2) for x in (old, new)]
         return all(parts[1:] == ((kind,), None, None, None) for parts in found)
     except Exception:

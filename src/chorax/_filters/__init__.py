@@ -1,0 +1,1 @@
+"""Filters over nodes and leaves: predicates, and the forms users write."""

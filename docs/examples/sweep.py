@@ -135,37 +135,38 @@ def draw(
     rates: Float[Array, " rates"],
     losses: Float[Array, "steps taus rates"],
 ) -> Figure:
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2.4))
-    image = left.imshow(accuracy, origin="lower", cmap="viridis", vmin=0, vmax=1)
-    figure.colorbar(image, ax=left, label="accuracy on test images")
+    figure = Figure(figsize=(4.1, 8.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
+    image = top.imshow(accuracy, origin="lower", cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(
+        image, ax=top, label="accuracy on test images", location="bottom", shrink=0.9
+    )
     names = (
         [f"{rate:.0e}" for rate in rates.tolist()],
         [f"{x:g}" for x in taus.tolist()],
     )
-    left.set_xticks(range(len(rates)), names[0])
-    left.set_yticks(range(len(taus)), names[1])
-    left.set(xlabel="learning rate", ylabel="time constant (steps)")
+    top.set_xticks(range(len(rates)), names[0], rotation=45)
+    top.set_yticks(range(len(taus)), names[1])
+    top.set(xlabel="learning rate", ylabel="time constant (steps)")
     for (row, column), value in np.ndenumerate(np.asarray(accuracy)):
         colour = "black" if value > 0.6 else "white"
-        left.text(
-            column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=8
-        )
-    left.set_title("A lane for each pair", weight="bold")
+        text = f"{value:.2f}".removeprefix("0")
+        top.text(column, row, text, ha="center", va="center", color=colour)
+    top.set_title("A lane for each pair", weight="bold")
     window = np.full(min(25, len(losses)), 1 / min(25, len(losses)))
     best = np.asarray(accuracy).argmax(axis=1)
     colours = colormaps["plasma"](np.linspace(0, 0.9, len(taus)))
     for row, (tau, colour) in enumerate(zip(taus.tolist(), colours, strict=True)):
         smooth = np.convolve(losses[:, row, best[row]], window, mode="valid")
-        right.plot(smooth, color=colour, label=f"{tau:g}")
-    right.set(
+        bottom.plot(smooth, color=colour, label=f"{tau:g}")
+    bottom.set(
         xlabel="training step",
         ylabel="cross-entropy (nats), mean of 25 steps",
         ylim=(0, None),
     )
-    right.legend(title="time constant", frameon=False, ncols=2)
-    right.spines[["top", "right"]].set_visible(False)
-    right.set_title("Each time constant at its best rate", weight="bold")
+    bottom.legend(title="time constant", frameon=False, ncols=2)
+    bottom.spines[["top", "right"]].set_visible(False)
+    bottom.set_title("Each time constant at its best rate", weight="bold")
     return figure
 
 
@@ -216,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     figure = draw(accuracy, taus, rates, jnp.stack(losses).reshape(-1, count, count))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

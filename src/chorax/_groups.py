@@ -67,6 +67,17 @@ class Groups(Generic[M]):
         **Returns:** a list with what `fn` returns for each model, in order.
 
         **Raises:** `ValueError` for a list of another length.
+
+        ```python
+        >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
+        >>> key = jax.random.key(0)
+        >>> linears = [eqx.nn.Linear(2, size, key=key) for size in (3, 4)]
+        >>> groups = chorax.lanes.groups(linears)
+        >>> xs = [jnp.ones(2), jnp.zeros(2)]
+        >>> [y.shape for y in groups.map(lambda linear, x: linear(x), xs)]
+        [(3,), (4,)]
+
+        ```
         """
         results: list[Any] = [None] * len(self)
         columns = [listed(arg, "Each of `args` of `map`") for arg in args]
@@ -96,9 +107,11 @@ class Groups(Generic[M]):
         return self.map(call)
 
     def __len__(self) -> int:
+        """The number of models."""
         return sum(map(len, self.places))
 
     def __iter__(self) -> Iterator[M]:
+        """The models one by one, in order."""
         found: dict[int, M] = {}
         for places, ensemble in zip(self.places, self.ensembles, strict=True):
             found |= zip(places, ensemble, strict=True)

@@ -43,6 +43,12 @@ def calls(linear: eqx.nn.Linear, net: list[Neuron], key: jax.Array) -> None:
     )
 
 
+def package() -> None:
+    assert_type(chorax.__version__, str)
+    # What is not there is an error.
+    _ = chorax.vmap_calls  # type: ignore[attr-defined]
+
+
 def deltas(
     net: list[Neuron], delta: StateDelta[list[Neuron]], named: dict[str, Any]
 ) -> None:

@@ -42,11 +42,26 @@ class StateDelta(AxesHolder, Generic[T]):
     (('0.v',), 8)
     >>> delta.in_axes[0].v, delta.filter_spec[0].w
     (0, False)
+    >>> delta.values[0].v.shape, delta.values[0].w
+    ((8, 3), None)
+    >>> delta.to_dict()["0.v"].shape
+    (8, 3)
+
+    ```
+    Tags say which leaves are meant, here in the delta of two calls:
+
+    ```python
+    >>> _, ones = chorax.vmap_init_all_states(net, axis_size=8, state_tag="hidden")
+    >>> both = delta | ones
+    >>> both.tags, both.select("hidden").paths
+    ({'0.v': frozenset({'hidden'})}, ('0.v',))
 
     ```
     """
 
     values: T
+    """The returned model with its written values, and `None` wherever nothing was
+    written."""
     # The structures of the target and of the returned model.
     before: jtu.PyTreeDef = eqx.field(static=True)
     after: jtu.PyTreeDef = eqx.field(static=True)
@@ -212,6 +227,13 @@ class StateDelta(AxesHolder, Generic[T]):
             object.__setattr__(self, name, value)
 
     def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
+        """`earlier | later`: what two calls wrote, one after the other, as one delta.
+
+        The value of the later call wins, and tags add up.
+
+        **Raises:** `ValueError` if the later call was not made on the model that the
+        earlier one returned, or if the two have different numbers of lanes.
+        """
         if not isinstance(cast(object, later), StateDelta):
             return NotImplemented
         if not any(same_structure(self.after, x) for x in (later.before, later.after)):

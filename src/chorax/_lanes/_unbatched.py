@@ -14,7 +14,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.experimental import shard_alike as alike
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from .._tree._memo import surroundings
 from ._axes import Axes
@@ -64,15 +64,25 @@ def _layout(lane: Any) -> Callable[[Any], Any] | None:
     does so or nothing is sharded."""
     in_jit = surroundings()[1]
     if isinstance(lane, jax.core.Tracer):
-        # Explicit shardings are part of the type, and `jax.vmap` keeps them. Others are
-        # chosen by the compiler later.
-        aval: Any = lane.aval
-        is_explicit = any(entry is not None for entry in aval.sharding.spec)
-        return functools.partial(_tie, lane) if in_jit and not is_explicit else None
+        if not in_jit:
+            return None
+        # Explicit shardings are part of the type; others are chosen by the compiler
+        # later.
+        layout: Any = cast(Any, lane).aval.sharding
+        if any(entry is not None for entry in layout.spec):
+            return functools.partial(
+                _split, NamedSharding(layout.mesh, P(layout.spec[0]))
+            )
+        return functools.partial(_tie, lane)
     found: Any = getattr(lane, "sharding", None)
     if in_jit or not isinstance(found, NamedSharding) or not found.spec:
         return None
     return functools.partial(LaneSharding(found.mesh, found.spec[0]).place, axis=0)
+
+
+def _split(lanes: NamedSharding, x: Any) -> Any:
+    axes = range(x.ndim)
+    return cast(Any, jax).lax.broadcast_in_dim(x, x.shape, axes, out_sharding=lanes)
 
 
 def _tie(lane: Any, x: Any) -> Any:

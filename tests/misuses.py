@@ -232,10 +232,12 @@ def part_text(place, axes, tree, name="in_axes"):
 
 
 def length_text(place, axis, size, found, shape, name="in_axes"):
+    problem = f"which must be `axis_size` = {size} long, but it has {found}"
+    if found == "no such axis":
+        problem = "but it has no such axis"
     return (
-        f"`{name}` maps {place} along axis {axis}, which must be `axis_size` = {size} "
-        f"long, but it has {found}: its shape is {shape}. Map it along its lane axis, "
-        "or use `None` to share it."
+        f"`{name}` maps {place} along axis {axis}, {problem}: its shape is {shape}. "
+        "Map it along its lane axis, or use `None` to share it."
     )
 
 

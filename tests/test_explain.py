@@ -362,10 +362,10 @@ def test_layers_without_a_rule_are_listed(key):
     found = explain(net, chorax.reset_parameters, axis_size=3, key=key)
     assert [(call.class_name, call.reason) for call in found.calls] == [
         ("Linear", ""),
-        ("Mine", "no rule for Mine, holds 1 array"),
+        ("Mine", "no rule for Mine, holds 1 array of its own"),
     ]
     [row] = [line for line in repr(found).splitlines() if line.startswith("()")]
-    cells = ["()", "Mine", "2", "-", "no rule for Mine, holds 1 array"]
+    cells = ["()", "Mine", "2", "-", "no rule for Mine, holds 1 array of its own"]
     assert re.split("  +", row.strip()) == cells
     assert repr(found).splitlines()[-1].split() == ["w", "float32", "(2,)", "8", "B"]
     assert [path for path, _ in found.shared] == [("w",)]

@@ -260,7 +260,7 @@ def test_arrays_that_change_shape_or_dtype_are_named(blocks, x):
 def test_other_misuses_are_named(blocks):
     batched, axes = lanes.stack(blocks)
     xs = {"a": jnp.ones((DEPTH, 2)), "b": jnp.ones((4, 2))}
-    with pytest.raises(ValueError, match=r"`b` of `xs` must have 5 lanes .* \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"`xs` must have 5 lanes .* `b`.* \(4, 2\)"):
         lanes.fold(lambda b, x, y: (x, y), batched, axes, 0.0, xs)
     with pytest.raises(ValueError, match="No leaf has a lane axis"):
         lanes.fold(forward, batched, None, jnp.ones(3))

@@ -147,7 +147,7 @@ def silent(**options):
             "no node is tagged 'inn' or is a Dropout; tags are 'in', 'out'; there are "
             "Cell.",
         ),
-        ((eqx.nn.MLP,), "no node is a MLP; there are Cell."),
+        ((eqx.nn.MLP,), "no node is an MLP; there are Cell."),
     ],
 )
 def test_a_filter_of_nodes_that_matches_nothing(filter, text):
@@ -252,7 +252,7 @@ def test_a_transformer_that_others_wrote(key):
         with pytest.warns(UserWarning, match=f"^{re.escape(text)}$"):
             draw(model, key)
     found = repr(explain(model, reset_parameters, axis_size=2, key=key))
-    assert "no rule for VisionTransformer, holds 2 arrays" in found
+    assert "no rule for VisionTransformer, holds 2 arrays of its own" in found
     assert "5 arrays shared by all lanes: no call writes them" in found
     without = [type(model), type(model.global_pos_embed)]
     without.append(type(model.blocks[0].blocks[0].ls1))
@@ -392,6 +392,12 @@ def test_a_value_of_another_shape_or_dtype(value, got, abstract):
     assert missing == []
     taken, _, _ = assign_state_values(target, values, check=False)
     assert taken[0].w.shape == np.shape(value)
+
+
+@pytest.mark.parametrize("value", [None, "text"])
+def test_what_is_no_array_is_taken_without_a_check(value):
+    new, _, _ = assign_state_values({"w": jnp.ones(2)}, {"w": value}, check=False)
+    assert new["w"] is value
 
 
 @pytest.mark.usefixtures("in_32_bits")
@@ -774,11 +780,12 @@ def test_a_rule_without_a_key(name, jit, key):
 def test_stacking_models_of_different_activations(key):
     models = [
         eqx.nn.MLP(2, 2, 3, 1, activation=activation, key=key)
-        for activation in (jnp.tanh, jnp.sin)
+        for activation in (jax.nn.relu, jnp.tanh)
     ]
     text = (
-        "A leaf that is not an array is shared by all lanes; give all models the same "
-        "function, or keep them in a list."
+        "`activation` of model 0 and model 1 differ: relu against tanh. A leaf "
+        "that is not an array is shared by all lanes; give all models the same "
+        "function, or use `chorax.lanes.groups`."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         lanes.stack(models)

@@ -103,7 +103,7 @@ def test_subclasses_with_a_constructor_of_their_own_are_left_alone(kind, key):
     assert delta.paths == ("1.weight", "1.bias")
     assert fresh[0].weight is layer.weight
     found = chorax.explain(model, reset_parameters, **options)
-    reasons = [f"no rule for {kind.__name__}, holds 2 arrays", ""]
+    reasons = [f"no rule for {kind.__name__}, holds 2 arrays of its own", ""]
     assert [call.reason for call in found.calls] == reasons
 
 

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._text._places import dotted, names_of, Path, place
+from .._text._show import shown
 from .._text._typed import typed
 from .._tree._holder import LaneHolder
 from .._tree._paths import walk
@@ -85,9 +86,15 @@ def assign_state_values(
         path, old = places[index], leaves[index]
         try:
             leaves[index] = _as_leaf(value, old)
-        except Exception as error:
-            error.add_note(f"Raised by the value for {place(path)}.")
-            raise
+        except (TypeError, ValueError) as error:
+            # JAX makes no array of it.
+            if check and _has_shape(old):
+                raise ValueError(
+                    f"The value for {place(path)} does not fit: it is {shown(value)}, "
+                    f"but the model has {_form(old)} there. Pass a value of that dtype "
+                    "and shape; or pass `check=False` to take all values as they are."
+                ) from error
+            leaves[index] = value
         if check:
             _check_fit(leaves[index], old, path, ensembles)
     missing = [

@@ -133,8 +133,10 @@ def _explain(target: Any, request: Request) -> Explanation:
         reason = "" if writes else "nothing"
         if not writes and not has_rule(request.fn_name, cls):
             count = len(kept.get(path, ()))
-            holds = f"no rule for {cls.__name__}, holds {counted(count, 'array')}"
-            reason = holds if count else "nothing to draw"
+            holds = f"holds {counted(count, 'array')} of its own"
+            reason = (
+                f"no rule for {cls.__name__}, {holds}" if count else "nothing to draw"
+            )
         wave = waves.get(path)
         called.append(ExplainedNode(path, cls.__name__, reason, kind, wave, writes))
     skipped = [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._text._show import short, shown
+from .._text._show import short, shown, with_article
 from ..filters import Predicate, to_predicate
 
 
@@ -70,7 +70,7 @@ def unmatched(
     wanted = " or ".join(
         f"is tagged {short(entry)}"
         if isinstance(entry, str)
-        else f"is a {entry.__name__}"
+        else f"is {with_article(entry.__name__)}"
         for entry in entries
     )
     known: list[str] = []

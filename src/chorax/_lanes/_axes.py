@@ -101,10 +101,15 @@ def check_leaf_lengths(
         elif is_foreign(leaf):
             problem = f"but {not_taken(leaf)}. Use `None` there to share it."
         else:
-            found = f"has {shape[axis]} there" if in_range else "has no such axis"
-            problem = (
-                f"which must be `axis_size` = {size} long, but it {found}: its shape "
-                f"is {shape}. Map it along its lane axis, or use `None` to share it."
+            problem = "but it has no such axis"
+            if in_range:
+                problem = (
+                    f"which must be `axis_size` = {size} long, but it has "
+                    f"{shape[axis]} there"
+                )
+            problem += (
+                f": its shape is {shape}. Map it along its lane axis, or use `None` to "
+                "share it."
             )
         where = place(leaf_paths(structure)[index])
         raise ValueError(f"`{name}` maps {where} along axis {axis}, {problem}")

@@ -158,6 +158,6 @@ def _check_lanes(xs: Any, size: int) -> None:
     for path, x in zip(leaf_paths(structure), leaves, strict=True):
         if x.shape[:1] != (size,):
             raise ValueError(
-                f"{place(path)} of `xs` must have {size} lanes in front, one for each "
+                f"`xs` must have {size} lanes in front at {place(path)}, one for each "
                 f"member, but its shape is {x.shape}."
             )

@@ -100,7 +100,7 @@ def check_same(one: Any, other: Any, places: str) -> None:
     elif type(one) is not type(other) or not _equal(one, other):
         cure = "make it an array to have one per lane"
         if callable(one) or callable(other):
-            cure = "give all models the same function, or keep them in a list"
+            cure = "give all models the same function, or use `chorax.lanes.groups`"
         raise ValueError(
             f"{places} differ: {short(one)} against {short(other)}. A leaf that is "
             f"not an array is shared by all lanes; {cure}."

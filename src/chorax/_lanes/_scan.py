@@ -257,7 +257,7 @@ def _count_steps(xs: Any, length: Any) -> int:
     for path, x in zip(leaf_paths(structure), leaves, strict=True):
         counts[f"{place(path)} of `xs`"] = x.shape[0] if x.shape else "no axis of time"
     if not counts:
-        raise ValueError("`length` is missing: `xs` has no array that tells it.")
+        raise ValueError("`length` is missing, and `xs` has no array to read it from.")
     (first, steps), *rest = counts.items()
     for name, count in [(first, steps), *rest]:
         if count != steps or isinstance(count, str):

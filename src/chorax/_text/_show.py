@@ -33,7 +33,7 @@ class _Short(reprlib.Repr):
                 return f"{x.dtype}{list(x.shape)}"
             if isinstance(x, eqx.Module):
                 return f"{kind.__name__}(...)"
-            if isinstance(x, type | FunctionType):
+            if isinstance(x, type | FunctionType) or _is_wrapped(x):
                 return cast(Any, x).__name__
             if kind in (str, int, list, tuple, dict, set, frozenset):
                 return super().repr1(x, level)
@@ -44,6 +44,14 @@ class _Short(reprlib.Repr):
         except Exception:
             return f"<{kind.__name__}>"
         return text if len(text) <= self.maxstring else f"{text[: self.maxstring]}..."
+
+
+def _is_wrapped(x: Any) -> bool:
+    """Whether it is a function that JAX has wrapped: `jax.nn.relu`."""
+    if isinstance(x, staticmethod | classmethod) or not callable(x):
+        return False
+    is_wrapped = callable(getattr(x, "__wrapped__", None))
+    return is_wrapped and isinstance(getattr(x, "__name__", None), str)
 
 
 _short = _Short()
@@ -92,5 +100,7 @@ def named(x: Any) -> str:
 
 
 def with_article(noun: str) -> str:
-    """ "an int", "a float"."""
-    return f"{'an' if noun[:1] in tuple('aeioAEIO') else 'a'} {noun}"
+    """ "an int", "a float", "an MLP"."""
+    # Letters of an abbreviation are spelled out: "an em el pee".
+    is_spelled = re.match("[FHLMNRSX]([A-Z]|$)", noun)
+    return f"{'an' if is_spelled or noun[:1] in tuple('aeioAEIO') else 'a'} {noun}"

@@ -829,3 +829,41 @@ def test_a_model_with_shared_objects(key):
             sharding=sharding(),
         )
     oracle.assert_same(one, many)
+
+
+class Scalar(eqx.Module):
+    v: jax.Array | None = None
+
+    def init_state(self):
+        return replace(self, v=jnp.ones(()))
+
+    def reset_state(self):
+        return replace(self, v=jnp.zeros(()))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("spread_mask", [False, True])
+def test_some_lanes_on_explicit_axes(jit, spread_mask):
+    # One number per lane: a mask of the same shape is not broadcast.
+    place = sharding(types=AxisType.Explicit)
+    enter: Any = vars(jax.sharding).get("use_mesh") or jax.set_mesh
+    expected = np.arange(LANES) % 2
+    with enter(place.mesh):
+        model, delta = chorax.vmap_init_all_states(
+            Scalar(), axis_size=LANES, sharding=place
+        )
+        done = jnp.arange(LANES) % 2 == 0
+        if spread_mask:
+            done = jax.device_put(done, place)
+
+        def reset(model, done):
+            new, _ = chorax.vmap_reset_all_states(model, in_axes=delta, where=done)
+            return new
+
+        def choose(model, done):
+            return lanes.where(done, Scalar(model.v * 0), model, delta)
+
+        for act in (reset, choose):
+            new = maybe_jit(act, jit)(model, done)
+            assert new.v.sharding.spec == P("lanes")
+            np.testing.assert_array_equal(new.v, expected)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 import jax.sharding
 from jax.typing import ArrayLike
 
@@ -13,7 +14,7 @@ from ._arguments import as_array, check_mask
 from ._arrays import compute
 from ._lane_axes import lane_axes, named_lane_axes, take_lanes
 from ._lane_checks import aligned, check_column
-from ._spread import check_sharding
+from ._spread import check_sharding, split_like
 
 
 T = TypeVar("T")
@@ -101,7 +102,10 @@ def where(mask: _Mask, new: T, old: T, axes: Any) -> T:
 def _choose(library: Any, new: Any, old: Any, mask: Any, axis: int) -> Any:
     shape = [1] * new.ndim
     shape[axis] = mask.size
-    return library.where(mask.reshape(shape), new, old)
+    mask = mask.reshape(shape)
+    if isinstance(old, jax.Array):
+        mask = split_like(old, jnp.asarray(mask), axis)
+    return library.where(mask, new, old)
 
 
 @typed(

@@ -133,6 +133,21 @@ def check_sharding(sharding: Any, size: int) -> LaneSharding:
     return found
 
 
+def split_like(lane: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """An array split along an axis as another one is by explicit axes of a mesh. JAX
+    refuses to combine arrays whose explicit axes differ."""
+    wanted, found = (cast(Any, array).aval.sharding for array in (lane, x))
+    entries: list[Any] = [None] * x.ndim
+    entries[axis] = wanted.spec[axis] if axis < len(wanted.spec) else None
+    is_known = isinstance(cast(Any, x), jax.core.Tracer) or found.mesh == wanted.mesh
+    if entries[axis] is None or not is_known or any(found.spec):
+        return x
+    spec = jax.sharding.PartitionSpec(*entries)
+    layout = jax.sharding.NamedSharding(wanted.mesh, spec)
+    axes = range(x.ndim)
+    return cast(Any, jax).lax.broadcast_in_dim(x, x.shape, axes, out_sharding=layout)
+
+
 def without_mesh() -> contextlib.AbstractContextManager[Any]:
     """A scope in which no mesh is set.
 

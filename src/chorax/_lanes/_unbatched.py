@@ -14,11 +14,11 @@ import jax.custom_batching
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.experimental import shard_alike as alike
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
 
 from .._tree._memo import surroundings
 from ._axes import Axes
-from ._spread import LaneSharding
+from ._spread import LaneSharding, split_like
 
 
 def shard_unbatched(
@@ -70,19 +70,12 @@ def _layout(lane: Any) -> Callable[[Any], Any] | None:
         # later.
         layout: Any = cast(Any, lane).aval.sharding
         if any(entry is not None for entry in layout.spec):
-            return functools.partial(
-                _split, NamedSharding(layout.mesh, P(layout.spec[0]))
-            )
+            return functools.partial(split_like, lane, axis=0)
         return functools.partial(_tie, lane)
     found: Any = getattr(lane, "sharding", None)
     if in_jit or not isinstance(found, NamedSharding) or not found.spec:
         return None
     return functools.partial(LaneSharding(found.mesh, found.spec[0]).place, axis=0)
-
-
-def _split(lanes: NamedSharding, x: Any) -> Any:
-    axes = range(x.ndim)
-    return cast(Any, jax).lax.broadcast_in_dim(x, x.shape, axes, out_sharding=lanes)
 
 
 def _tie(lane: Any, x: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._lanes._axes import in_front
+from .._lanes._spread import split_like
 from .._plan._kind import ArraySpec, Lanes
 from .._plan._recipe import Recipe
 from .._plan._results import Made
@@ -85,4 +86,8 @@ def _finished(
 @functools.partial(jax.jit, static_argnums=3)
 def _choose(where: jax.Array, new: jax.Array, old: Any, is_shared: bool) -> jax.Array:
     mask = jnp.expand_dims(where, tuple(range(1, new.ndim)))
-    return jnp.where(mask, new, jnp.expand_dims(old, 0) if is_shared else old)
+    if is_shared:
+        return jnp.where(split_like(new, mask, 0), new, jnp.expand_dims(old, 0))
+    old = jnp.asarray(old)
+    mask, new = (split_like(old, x, 0) for x in (mask, new))
+    return jnp.where(mask, new, old)

@@ -271,6 +271,16 @@ def test_of_a_delta_without_lanes_and_inside_jit():
     assert (found.values["a"] == 7.0).all()
 
 
+def test_of_shapes():
+    like, like_delta = likeness()
+    _, delta = make(1)
+    fresh = delta.of(like)
+    assert fresh.axis_size == LANES
+    assert fresh.to_dict() == like_delta.to_dict()
+    again = chorax.StateDelta.from_axes(like, delta)
+    assert (again.paths, again.axis_size) == (delta.paths, LANES)
+
+
 def test_of_a_model_of_another_structure():
     members, delta = make(1)
     text = (

@@ -11,7 +11,7 @@ import chorax
 ROOT = Path(chorax.__file__).parent
 # From the ground up. What stands on one floor does not import from beside it either.
 FLOORS = [
-    ["_text"],
+    ["_text", "_attributes"],
     ["_tree"],
     ["_filters"],
     ["filters"],

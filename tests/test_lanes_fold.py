@@ -143,6 +143,8 @@ def test_inputs_for_each_member(blocks, lane_key):
     out, none = lanes.fold(shifted, *lanes.stack(blocks), jnp.zeros(3), xs)
     np.testing.assert_allclose(out, x, rtol=1e-5)
     assert none is None
+    out, _ = lanes.fold(lambda w, x, y: (x + w * y, None), jnp.arange(4.0), 0, 0.0, 2.0)
+    np.testing.assert_allclose(out, 12.0)
 
 
 def test_leaves_without_lanes_are_shared(blocks):

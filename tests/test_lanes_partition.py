@@ -147,6 +147,18 @@ def test_inside_jit_and_for_shapes(key):
     assert here(like[0]) == WEIGHTS
 
 
+def test_abstract_arrays(key):
+    like, delta = eqx.filter_eval_shape(swept, key)
+    params, rest = lanes.partition(like, delta)
+    assert here(params) == WEIGHTS
+    shape = params[0].linear.weight.shape
+    assert (shape, type(rest[0].tau)) == ((4, 3, 2), jax.ShapeDtypeStruct)
+    assert here(lanes.partition(like, delta, lambda x: x.ndim == 2)[0]) == [
+        WEIGHTS[1],
+        WEIGHTS[3],
+    ]
+
+
 def test_bad_use(key):
     batched, delta = swept(key)
     with pytest.raises(TypeError, match="Not a filter: 3") as caught:

@@ -1,5 +1,6 @@
 """Noise for each lane and leaf, against keys that are folded by hand."""
 
+import contextlib
 from typing import Any
 
 import equinox as eqx
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import chorax
 import oracle
@@ -180,6 +182,28 @@ def test_inside_scan_and_grad(lane_key):
 
     drawn = lanes.perturb(batched, axes, lane_key, noise)["w"].sum()
     np.testing.assert_allclose(jax.grad(spread)(2.0), drawn, rtol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices")
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("jit", [False, True])
+def test_lanes_on_many_devices(jit, types, lane_key):
+    mesh = jax.make_mesh((8,), ("lanes",), axis_types=(types,))
+    where = NamedSharding(mesh, P("lanes"))
+    batched = {"a": jnp.ones((16, 3)), "shared": jnp.ones(2), "b": jnp.ones((3, 16))}
+    axes = {"a": 0, "shared": None, "b": 1}
+
+    def run(batched):
+        return lanes.perturb(batched, axes, lane_key, noise)
+
+    expected = run(batched)
+    spread = lanes.shard(batched, axes, where)
+    enter: Any = vars(jax.sharding).get("use_mesh") or jax.set_mesh
+    with enter(mesh) if jit else contextlib.nullcontext():
+        found = (eqx.filter_jit(run) if jit else run)(spread)
+    assert {x.data.shape for x in found["a"].addressable_shards} == {(2, 3)}
+    assert {x.data.shape for x in found["b"].addressable_shards} == {(3, 2)}
+    oracle.assert_same(found, expected, exact=False)
 
 
 def test_what_the_function_returns():

@@ -200,6 +200,21 @@ def test_an_ensembles_model_may_have_its_axes_written_out(cells, xs):
     ensemble = lanes.Ensemble(batched, delta)
     out = lanes.vmap(apply, in_axes=(delta, 0))(ensemble, xs)
     oracle.assert_same(out, lanes.vmap(apply)(ensemble, xs))
+    shared = chorax.replace(delta.in_axes, v=None)
+    shapes = lanes.vmap(lambda m, x: m.v + x[0], in_axes=(shared, 0))(ensemble, xs)
+    assert shapes.shape == (4, 4, 2)
+
+
+def test_what_stands_in_for_an_ensembles_arrays_has_no_lanes(cells, xs):
+    ensemble = lanes.Ensemble(*cells)
+    spec = jax.tree.map(eqx.is_inexact_array, ensemble)
+
+    def parts(spec, model, x):
+        params, static = eqx.partition(model, spec)
+        return eqx.combine(params, static)(x)
+
+    out = lanes.vmap(parts)(spec, ensemble, xs)
+    oracle.assert_same(out, lanes.vmap(apply)(ensemble, xs))
 
 
 def test_nested_in_itself_and_in_filter_vmap(cells, xs):

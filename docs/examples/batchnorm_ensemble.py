@@ -91,24 +91,24 @@ def draw(
     ensemble: Float[Array, " noise"],
     means: Float[Array, "members channels"],
 ) -> Figure:
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    left.plot(NOISE, members, color=MEMBER, alpha=0.5)
-    left.plot([], [], color=MEMBER, label="single members")
-    left.plot(NOISE, ensemble, "o-", color=ENSEMBLE, label="average of all")
-    left.set(
+    figure = Figure(figsize=(4.1, 7), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
+    top.plot(NOISE, members, color=MEMBER, alpha=0.5)
+    top.plot([], [], color=MEMBER, label="single members")
+    top.plot(NOISE, ensemble, "o-", color=ENSEMBLE, label="average of all")
+    top.set(
         xlabel="standard deviation of the noise (black is 1)",
         ylabel="accuracy on test images",
         ylim=(0, 1.02),
     )
-    left.legend(frameon=False, loc="lower left")
-    left.spines[["top", "right"]].set_visible(False)
-    left.set_title("Under noise", weight="bold")
+    top.legend(frameon=False, loc="lower left")
+    top.spines[["top", "right"]].set_visible(False)
+    top.set_title("Under noise", weight="bold")
     most = float(jnp.abs(means).max())
-    image = right.imshow(means, cmap="coolwarm", vmin=-most, vmax=most, aspect="auto")
-    right.set(xlabel="channel", ylabel="member")
-    figure.colorbar(image, ax=right, label="running mean")
-    right.set_title("Each has statistics of its own", weight="bold")
+    image = bottom.imshow(means, cmap="coolwarm", vmin=-most, vmax=most, aspect="auto")
+    bottom.set(xlabel="channel", ylabel="member")
+    figure.colorbar(image, ax=bottom, label="running mean")
+    bottom.set_title("Each has statistics of its own", weight="bold")
     return figure
 
 
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     means, _ = states.get(index)
     figure = draw(jnp.stack(members), jnp.stack(ensemble), means)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

@@ -202,8 +202,8 @@ def draw_votes(figure: Any, images: Images, labels: Labels, votes: Votes) -> Non
         top.set(title=f"a {label}", xticks=(), yticks=())
         colours = [RIGHT if digit == label else WRONG for digit in digits]
         bottom.bar(digits, jnp.bincount(ballot, length=CLASSES), color=colours)
-        bottom.set(xticks=digits, ylim=(0, len(ballot)), yticks=(0, len(ballot)))
-        bottom.tick_params(labelsize=8, length=2)
+        bottom.set(xticks=digits[::3], ylim=(0, len(ballot)), yticks=(0, len(ballot)))
+        bottom.tick_params(length=2)
         bottom.spines[["top", "right"]].set_visible(False)
     axes[1, 0].set_ylabel("votes")
     figure.supxlabel("digit", size="medium")
@@ -212,17 +212,17 @@ def draw_votes(figure: Any, images: Images, labels: Labels, votes: Votes) -> Non
 def draw(
     images: Images, labels: Labels, log_probs: MemberLogProbs, photos: MemberLogProbs
 ) -> Figure:
-    figure = Figure(figsize=(17, 6), layout="constrained")
-    panels: Any = figure.subfigures(1, 3, width_ratios=(5, 5, 8), wspace=0.03)
+    figure = Figure(figsize=(4.1, 14.5), layout="constrained")
+    panels: Any = figure.subfigures(3, 1, height_ratios=(4, 4.5, 6), hspace=0.02)
     draw_calibration(panels[0], log_probs, labels)
     draw_entropy(panels[1], log_probs, photos)
     rows = panels[2].subfigures(2, 1, hspace=0.03)
     order = jnp.argsort(disagreement(log_probs), descending=True)
     votes = log_probs.argmax(axis=2)
-    for row, chosen in ((rows[0], order[:6]), (rows[1], order[-6:])):
+    for row, chosen in ((rows[0], order[:3]), (rows[1], order[-3:])):
         draw_votes(row, images[chosen], labels[chosen], votes[:, chosen])
-    disputed = "Where the members disagree most (in green: votes for the right digit)"
-    rows[0].suptitle(disputed, weight="bold")
+    disputed = "Where the members disagree most"
+    rows[0].suptitle(f"{disputed}\n(green: the right digit)", weight="bold")
     rows[1].suptitle("Where they agree most", weight="bold")
     return figure
 
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("{:20}{:>10.1%}{:>12.3f}{:>8.3f}{:>8.3f}".format(*row))
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(test_x, test_y, log_probs, photos).savefig(options.output, dpi=150)
+    draw(test_x, test_y, log_probs, photos).savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

@@ -213,8 +213,8 @@ def draw(
     after: Float[Array, "time lanes"],
     steps: int,
 ) -> Figure:
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=(3, 2, 2))
+    figure = Figure(figsize=(4.1, 9.5), layout="constrained")
+    axes = figure.subplots(3, 1, height_ratios=(3, 4, 4))
     window = max(1, len(lengths) // 40)
     smooth = np.convolve(lengths, np.full(window, 1 / window), mode="valid")
     axes[0].plot(lengths, color="#b8b8b8", linewidth=0.7)
@@ -237,7 +237,8 @@ def draw(
         )
         panel.set(xlabel="time (steps)", ylabel="lane")
         panel.set_title(name, weight="bold")
-    figure.colorbar(image, ax=axes[2], label="angle of the pole (rad)")
+    label = "angle of the pole (rad)"
+    figure.colorbar(image, ax=axes[2], label=label, location="bottom")
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
     return figure
@@ -278,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     figure = draw(jnp.stack(lengths), before.angle, after.angle, options.steps)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

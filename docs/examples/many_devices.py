@@ -91,8 +91,8 @@ def draw(
     anew: int,
 ) -> Figure:
     lanes = len(rows[0][1])
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    figure = Figure(figsize=(4.1, 13.5), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     top, bottom = parts
     table = top.subplots()
     colours = colormaps["turbo"](np.linspace(0.08, 0.92, devices))
@@ -100,27 +100,28 @@ def draw(
         for lane, found in enumerate(lanes_of_leaf):
             is_own = len(found) == 1
             fill = colours[min(found)] if is_own else np.array([0.88] * 3)
-            corner = (lane - 0.42, row - 0.34)
+            corner = (row - 0.42, lane - 0.34)
             style = "round,pad=0,rounding_size=0.1"
             table.add_patch(FancyBboxPatch(corner, 0.84, 0.68, style, fc=fill, lw=0))
             text = str(min(found)) if is_own else "all"
             ink = "black" if fill[:3] @ (0.3, 0.59, 0.11) > 0.5 else "white"
-            table.text(lane, row, text, ha="center", va="center", size=8, color=ink)
-    table.set(xlim=(-0.6, lanes - 0.4), ylim=(len(rows) - 0.4, -0.6), xlabel="lane")
-    table.set_xticks(range(lanes))
-    table.set_yticks(range(len(rows)), [name for name, _ in rows], family="monospace")
+            table.text(row, lane, text, ha="center", va="center", color=ink)
+    table.set(xlim=(-0.6, len(rows) - 0.4), ylim=(lanes - 0.4, -0.6), ylabel="lane")
+    table.set_yticks(range(lanes))
+    names = [name for name, _ in rows]
+    table.set_xticks(range(len(rows)), names, family="monospace", rotation=90)
     table.spines[:].set_visible(False)
     table.tick_params(length=0)
-    table.set_title("The device on which each lane of each leaf lives", weight="bold")
-    left, right = bottom.subplots(1, 2, width_ratios=(2.2, 1))
+    table.set_title("The device of each lane and leaf", weight="bold")
+    left, right = bottom.subplots(2, 1, height_ratios=(1.5, 1))
     owner = [min(found) for found in rows[-1][1]]
     for lane, (before, after) in enumerate(np.asarray(accuracy).T):
         left.plot([lane, lane], [before, after], color=colours[owner[lane]], lw=2)
         left.plot(lane, before, "o", mfc="white", color=colours[owner[lane]])
         left.plot(lane, after, "o", color=colours[owner[lane]])
     left.set(xlabel="lane", ylabel="accuracy on test images")
-    left.set_xticks(range(lanes))
-    title = f"Halfway, before device {anew} begins anew (open), and in the end (filled)"
+    left.set_xticks(range(0, lanes, 2))
+    title = f"Before device {anew} begins anew (open),\nand in the end (filled)"
     left.set_title(title, weight="bold")
     right.bar(["one device", f"each of {devices}"], held, color=["0.6", colours[2]])
     for place, size in enumerate(held):
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = [whole / 1e6, held / 1e6]
     figure = draw(rows, moments, sizes, options.devices, worst)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

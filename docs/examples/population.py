@@ -151,30 +151,30 @@ def draw(
     losses: dict[str, Float[Array, "generations members"]],
     rates: Float[Array, "generations members"],
 ) -> Figure:
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(4.1, 7.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
     for (name, each), colour in zip(losses.items(), (PICKED, ALONE), strict=True):
         time = np.arange(1, len(each) + 1)
-        left.plot(time, each, color=colour, linewidth=0.5, alpha=0.4)
+        top.plot(time, each, color=colour, linewidth=0.5, alpha=0.4)
         best = np.asarray(each).min(axis=1)
-        left.plot(time, best, color=colour, linewidth=2.5, label=f"best: {name}")
-    left.set(
+        top.plot(time, best, color=colour, linewidth=2.5, label=f"best: {name}")
+    top.set(
         xlabel="generation",
         ylabel="loss on held-out images (nats)",
         yscale="log",
         ylim=(np.asarray(losses["picked"]).min() * 0.8, 4),
     )
-    left.legend(frameon=False)
-    left.set_title("Fitness", weight="bold")
+    top.legend(frameon=False)
+    top.set_title("Fitness", weight="bold")
     scores = np.argsort(np.argsort(np.asarray(losses["picked"]), axis=1), axis=1)
     time = np.repeat(np.arange(1, len(rates) + 1), rates.shape[1])
-    points = right.scatter(
-        time, np.asarray(rates).ravel(), c=scores.ravel() + 1, cmap="viridis_r", s=14
+    points = bottom.scatter(
+        time, np.asarray(rates).ravel(), c=scores.ravel() + 1, cmap="viridis_r", s=7
     )
-    figure.colorbar(points, ax=right, label="rank in the generation")
-    right.set(xlabel="generation", ylabel="learning rate", yscale="log")
-    right.set_title("Learning rates that survive", weight="bold")
-    for panel in (left, right):
+    figure.colorbar(points, ax=bottom, label="rank in the generation")
+    bottom.set(xlabel="generation", ylabel="learning rate", yscale="log")
+    bottom.set_title("Learning rates that survive", weight="bold")
+    for panel in (top, bottom):
         panel.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     figure = draw(losses, jnp.stack(rates))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

@@ -174,8 +174,8 @@ def draw(
     heard: list[Float[Array, "time images neurons"]],
     curve: list[tuple[int, float, float]],
 ) -> Figure:
-    figure = Figure(figsize=(14, 6.5), layout="constrained")
-    panels: Any = figure.subfigures(1, 2, width_ratios=(3, 1.4), wspace=0.03)
+    figure = Figure(figsize=(4.1, 9), layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=(2, 1), hspace=0.03)
     columns = len(labels)
     axes = panels[0].subplots(
         4, columns, height_ratios=(1.2, 1.5, 2, 2), sharex=False, squeeze=False
@@ -187,7 +187,9 @@ def draw(
         for row, (name, spikes) in enumerate(rows, start=1):
             panel = axes[row, column]
             time, neuron = np.nonzero(np.asarray(spikes[:, column]))
-            panel.scatter(time, neuron, s=5, marker="|", color=COLOURS[row - 1])
+            panel.scatter(
+                time, neuron, s=3, marker="|", linewidth=0.8, color=COLOURS[row - 1]
+            )
             panel.set(xlim=(-0.5, len(trains) - 0.5), ylim=(-1, spikes.shape[-1]))
             panel.spines[["top", "right"]].set_visible(False)
             if row < len(rows):
@@ -273,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         curve,
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

@@ -29,6 +29,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import chorax
+from chorax import lanes
 
 
 SIDE, CLASSES, BATCH_SIZE = 8, 10, 64
@@ -89,7 +90,7 @@ def make_lanes(
     model: Reader, taus: Float[Array, " lanes"]
 ) -> tuple[Reader, chorax.StateDelta[Reader]]:
     """The same model in every lane, but for its time constant."""
-    batched, axes = chorax.lanes.broadcast(model, len(taus), eqx.is_inexact_array)
+    batched, axes = lanes.broadcast(model, len(taus), eqx.is_inexact_array)
     return chorax.vmap_call_all_fns(
         batched,
         "set_tau",
@@ -102,27 +103,30 @@ def make_lanes(
 
 
 def make_step(
-    delta: chorax.StateDelta[Reader], swept: Reader
+    delta: chorax.StateDelta[Reader],
 ) -> tuple[optax.GradientTransformation, Any]:
     optimiser = optax.scale_by_adam()
 
     # Written for one lane, and one learning rate.
     def step(
-        model: Reader, state: Any, rate: Float[Array, ""], x: Array, y: Array
+        params: Reader,
+        rest: Reader,
+        state: Any,
+        rate: Float[Array, ""],
+        x: Array,
+        y: Array,
     ) -> tuple[Reader, Any, Array]:
-        fixed, trained = eqx.partition(model, swept)
-
-        def loss(trained: Reader) -> Array:
-            logits = jax.vmap(eqx.combine(fixed, trained))(x)
+        def loss(params: Reader) -> Array:
+            logits = jax.vmap(eqx.combine(params, rest))(x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-        value, grads = eqx.filter_value_and_grad(loss)(trained)
+        value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimiser.update(grads, state)
         updates = jax.tree.map(lambda g: -rate * g, updates)
-        return eqx.apply_updates(model, updates), state, value
+        return eqx.apply_updates(params, updates), state, value
 
-    in_axes = (delta.in_axes, 0, 0, None, None)
-    return optimiser, eqx.filter_jit(eqx.filter_vmap(step, in_axes=in_axes))
+    in_axes = (delta, delta, 0, 0, None, None)
+    return optimiser, eqx.filter_jit(lanes.vmap(step, in_axes=in_axes))
 
 
 def draw(
@@ -131,37 +135,38 @@ def draw(
     rates: Float[Array, " rates"],
     losses: Float[Array, "steps taus rates"],
 ) -> Figure:
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2.4))
-    image = left.imshow(accuracy, origin="lower", cmap="viridis", vmin=0, vmax=1)
-    figure.colorbar(image, ax=left, label="accuracy on test images")
+    figure = Figure(figsize=(4.1, 8.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
+    image = top.imshow(accuracy, origin="lower", cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(
+        image, ax=top, label="accuracy on test images", location="bottom", shrink=0.9
+    )
     names = (
         [f"{rate:.0e}" for rate in rates.tolist()],
         [f"{x:g}" for x in taus.tolist()],
     )
-    left.set_xticks(range(len(rates)), names[0])
-    left.set_yticks(range(len(taus)), names[1])
-    left.set(xlabel="learning rate", ylabel="time constant (steps)")
+    top.set_xticks(range(len(rates)), names[0], rotation=45)
+    top.set_yticks(range(len(taus)), names[1])
+    top.set(xlabel="learning rate", ylabel="time constant (steps)")
     for (row, column), value in np.ndenumerate(np.asarray(accuracy)):
         colour = "black" if value > 0.6 else "white"
-        left.text(
-            column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=8
-        )
-    left.set_title("A lane for each pair", weight="bold")
+        text = f"{value:.2f}".removeprefix("0")
+        top.text(column, row, text, ha="center", va="center", color=colour)
+    top.set_title("A lane for each pair", weight="bold")
     window = np.full(min(25, len(losses)), 1 / min(25, len(losses)))
     best = np.asarray(accuracy).argmax(axis=1)
     colours = colormaps["plasma"](np.linspace(0, 0.9, len(taus)))
     for row, (tau, colour) in enumerate(zip(taus.tolist(), colours, strict=True)):
         smooth = np.convolve(losses[:, row, best[row]], window, mode="valid")
-        right.plot(smooth, color=colour, label=f"{tau:g}")
-    right.set(
+        bottom.plot(smooth, color=colour, label=f"{tau:g}")
+    bottom.set(
         xlabel="training step",
         ylabel="cross-entropy (nats), mean of 25 steps",
         ylim=(0, None),
     )
-    right.legend(title="time constant", frameon=False, ncols=2)
-    right.spines[["top", "right"]].set_visible(False)
-    right.set_title("Each time constant at its best rate", weight="bold")
+    bottom.legend(title="time constant", frameon=False, ncols=2)
+    bottom.spines[["top", "right"]].set_visible(False)
+    bottom.set_title("Each time constant at its best rate", weight="bold")
     return figure
 
 
@@ -183,26 +188,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_taus, all_rates = (x.ravel() for x in jnp.meshgrid(taus, rates, indexing="ij"))
 
     models, delta = make_lanes(Reader(options.units, model_key), all_taus)
-    swept = delta.select("hyper").filter_spec
-    _, trained = eqx.partition(models, swept)
-    optimiser, step = make_step(delta, swept)
-    state = jax.vmap(optimiser.init)(eqx.filter(trained, eqx.is_inexact_array))
+    params, rest = lanes.partition(models, delta)
+    optimiser, step = make_step(delta)
+    state = lanes.vmap(optimiser.init)(params)
     losses: list[Float[Array, " lanes"]] = []
     keys = jax.random.split(train_key, options.steps)
     for key in (bar := tqdm(keys, unit="step")):
         batch = jax.random.randint(key, (BATCH_SIZE,), 0, len(train_x))
-        models, state, loss = step(
-            models, state, all_rates, train_x[batch], train_y[batch]
+        params, state, loss = step(
+            params, rest, state, all_rates, train_x[batch], train_y[batch]
         )
         losses.append(loss)
         if len(losses) % 50 == 0:
             bar.set_postfix(best=f"{loss.min():.3f}", refresh=False)
+    models = eqx.combine(params, rest)
     assert (models.leaky.tau == all_taus).all(), "the swept values were trained"
 
     def score(model: Reader, x: Array, y: Int[Array, " images"]) -> Float[Array, ""]:
         return (jax.vmap(model)(x).argmax(axis=1) == y).mean()
 
-    score_all = eqx.filter_vmap(score, in_axes=(delta.in_axes, None, None))
+    score_all = lanes.vmap(score, in_axes=(delta, None, None))
     accuracy = score_all(models, test_x, test_y).reshape(count, count)
     row, column = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
     print(f"{count * count} pairs in one run")
@@ -212,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     figure = draw(accuracy, taus, rates, jnp.stack(losses).reshape(-1, count, count))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=150)
+    figure.savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
 
 

@@ -77,11 +77,17 @@ class Ensemble(LaneHolder, Generic[M]):
     ((5, 3), 5, 'MLP')
     >>> ensemble(jnp.ones((5, 2)), in_axes=0).shape
     (5, 3)
+    >>> ensemble.model.layers[0].weight.shape, ensemble.axes.layers[0].weight
+    ((5, 8, 2), 0)
+    >>> best = ensemble[jnp.array([3, 1])]
+    >>> best.axis_size, len([member for member in best])
+    (2, 2)
 
     ```
     """
 
     model: M
+    """The batched model, as it was given."""
 
     def __init__(self, model: M, axes: Any) -> None:
         found = lane_axes(model, axes)
@@ -173,11 +179,21 @@ class Ensemble(LaneHolder, Generic[M]):
     def __call__(
         self, *args: Any, in_axes: Any = None, kwargs_in_axes: Any = None, **kwargs: Any
     ) -> Any:
-        """Calls the model in every lane, with axes as in `vmap`."""
+        """Calls the model in every lane.
+
+        **Arguments:**
+
+        - `args`, `kwargs`: what the model is called with.
+        - `in_axes`, `kwargs_in_axes`: their lane axes, as in `Ensemble.vmap`. `None`:
+            every lane gets them whole.
+
+        **Returns:** what the model returns, with a leading lane axis.
+        """
         axes = {"in_axes": in_axes, "kwargs_in_axes": kwargs_in_axes}
         return self.vmap(operator.call, **axes)(*args, **kwargs)
 
     def __len__(self) -> int:
+        """The number of members."""
         return self.axis_size
 
     @overload
@@ -187,8 +203,15 @@ class Ensemble(LaneHolder, Generic[M]):
     def __getitem__(self, index: Any) -> "M | Ensemble[M]": ...
 
     def __getitem__(self, index: Any) -> Any:
-        """The member at an index, or an ensemble of the members at a slice, a mask or
-        an array of indices."""
+        """Picks members.
+
+        **Arguments:**
+
+        - `index`: as in `chorax.lanes.take`.
+
+        **Returns:** one member for an integer; an `Ensemble` for a slice, a mask or an
+        array of indices.
+        """
         lanes = self._lanes()
         taken, count = take_lanes(lanes, index)
         if count is None:
@@ -198,6 +221,7 @@ class Ensemble(LaneHolder, Generic[M]):
         return replace(self, model=taken, size_when_made=size)
 
     def __iter__(self) -> Iterator[M]:
+        """The members, one by one."""
         lanes = self._lanes()
         return iter([take_lanes(lanes, index)[0] for index in range(lanes.size)])
 

@@ -1,4 +1,4 @@
-"""Models of several structures, each structure stacked in lanes of its own."""
+"""Models of several structures, stacked per structure and used as one list."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ M = TypeVar("M")
 class Groups(Generic[M]):
     """Models of several structures as one list: what `chorax.lanes.groups` returns.
 
-    It is a PyTree, so gradients, optax and collective calls work on it. Each group is
-    a program of its own: compile time grows with the number of groups, they run one
-    after the other, and a group of one model is no faster than the model by itself.
+    It is a PyTree, so gradients, optax and collective calls work on it. It is not one
+    program: each group is compiled separately, groups run one after the other, and a
+    group of one model is no faster than that model.
 
     **Fields:**
 
@@ -67,6 +67,17 @@ class Groups(Generic[M]):
         **Returns:** a list with what `fn` returns for each model, in order.
 
         **Raises:** `ValueError` for a list of another length.
+
+        ```python
+        >>> import chorax, equinox as eqx, jax, jax.numpy as jnp
+        >>> key = jax.random.key(0)
+        >>> linears = [eqx.nn.Linear(2, size, key=key) for size in (3, 4)]
+        >>> groups = chorax.lanes.groups(linears)
+        >>> xs = [jnp.ones(2), jnp.zeros(2)]
+        >>> [y.shape for y in groups.map(lambda linear, x: linear(x), xs)]
+        [(3,), (4,)]
+
+        ```
         """
         results: list[Any] = [None] * len(self)
         columns = [listed(arg, "Each of `args` of `map`") for arg in args]
@@ -96,9 +107,11 @@ class Groups(Generic[M]):
         return self.map(call)
 
     def __len__(self) -> int:
+        """The number of models."""
         return sum(map(len, self.places))
 
     def __iter__(self) -> Iterator[M]:
+        """The models one by one, in order."""
         found: dict[int, M] = {}
         for places, ensemble in zip(self.places, self.ensembles, strict=True):
             found |= zip(places, ensemble, strict=True)
@@ -115,7 +128,7 @@ class Groups(Generic[M]):
 
 @typed("models", Iterable, "an iterable of models")
 def groups(models: Iterable[M]) -> Groups[M]:
-    """Stacks models of several structures, each structure by itself.
+    """Stacks models of several structures, one batched model per structure.
 
     Use it where members differ in width, depth or kind. For models of one structure,
     see `stack` and `Ensemble`.

@@ -36,9 +36,28 @@ from ._filters._single import (
 )
 
 
+__all__ = [
+    "All",
+    "Any",
+    "Everything",
+    "Filter",
+    "Not",
+    "Nothing",
+    "OfType",
+    "PathContains",
+    "Predicate",
+    "WithTag",
+    "to_filter_spec",
+    "to_predicate",
+]
+
 # In pickles and documentation they belong to the public module.
 for _public in (
     *(All, Any, Everything, Not, Nothing, OfType, PathContains, Predicate, WithTag),
     *(_Function, to_filter_spec, to_predicate),
 ):
     _public.__module__ = __name__
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,3 +23,22 @@ from ._lanes._stacking import (
     unstack as unstack,
 )
 from ._lanes._vmap import vmap as vmap
+
+
+__all__ = [
+    "Ensemble",
+    "Groups",
+    "broadcast",
+    "concatenate",
+    "fold",
+    "groups",
+    "partition",
+    "perturb",
+    "scan",
+    "shard",
+    "stack",
+    "take",
+    "unstack",
+    "vmap",
+    "where",
+]

@@ -19,9 +19,9 @@ _STYLES = {
 
 
 def draw(figures: Mapping[tuple[str, str, int, int], Mapping[str, Any]], path: Path):
-    """Draws the first and the warm call side by side, both log-log."""
+    """Draws the first and the warm call, both log-log, for the width of a phone."""
     fig, panels = plt.subplots(
-        1, 2, figsize=(11, 4.2), sharex=True, layout="constrained"
+        2, 1, figsize=(4.1, 8.4), sharex=True, layout="constrained"
     )
     titles = {"cold": "First call", "warm": "Same call again"}
     for panel, (figure, title) in zip(panels, titles.items(), strict=True):
@@ -46,6 +46,7 @@ def draw(figures: Mapping[tuple[str, str, int, int], Mapping[str, Any]], path: P
         )
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    fig.suptitle("Making the states of N equal nodes in 8 lanes")
-    fig.savefig(path, dpi=150)
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    fig.suptitle("Making the states of N equal nodes\nin 8 lanes")
+    fig.savefig(path, dpi=200)

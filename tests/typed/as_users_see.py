@@ -43,6 +43,12 @@ def calls(linear: eqx.nn.Linear, net: list[Neuron], key: jax.Array) -> None:
     )
 
 
+def package() -> None:
+    assert_type(chorax.__version__, str)
+    # What is not there is an error.
+    _ = chorax.vmap_calls  # type: ignore[attr-defined]
+
+
 def deltas(
     net: list[Neuron], delta: StateDelta[list[Neuron]], named: dict[str, Any]
 ) -> None:
@@ -52,6 +58,8 @@ def deltas(
     assert_type(delta.axis_size, int | None)
     assert_type(delta.select("state"), StateDelta[list[Neuron]])
     assert_type(delta.to_dict(), dict[str, Any])
+    assert_type(delta.of(net), StateDelta[list[Neuron]])
+    assert_type(StateDelta.from_axes(net, 0), StateDelta[list[Neuron]])
     assert_type(chorax.apply_delta(net, delta), list[Neuron])
     assert_type(chorax.diff(net, net), StateDelta[list[Neuron]])
     new, unexpected, missing = chorax.assign_state_values(net, named)
@@ -85,6 +93,14 @@ def members(linears: list[eqx.nn.Linear], mask: jax.Array) -> None:
     assert_type(lanes.fold(step, batched, axes, mask), tuple[jax.Array, Any])
     assert_type(lanes.vmap(step, in_axes=(axes, None)), Callable[..., Any])
     assert_type(lanes.vmap(in_axes=0)(step), Callable[..., Any])
+    parts = lanes.partition(batched, axes, "trained")
+    assert_type(parts, tuple[eqx.nn.Linear, eqx.nn.Linear])
+    noisy = lanes.perturb(batched, axes, jax.random.key(0), lambda key, x: x)
+    assert_type(noisy, eqx.nn.Linear)
+    groups = lanes.groups(linears)
+    assert_type(groups, lanes.Groups[eqx.nn.Linear])
+    assert_type(list(groups), list[eqx.nn.Linear])
+    assert_type(groups.map(step, [mask]), list[Any])
     ensemble = Ensemble(batched, axes)
     assert_type(ensemble, Ensemble[eqx.nn.Linear])
     assert_type(ensemble.model, eqx.nn.Linear)

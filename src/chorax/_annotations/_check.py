@@ -21,6 +21,19 @@ class AnnotationError(TypeError):
     """A field of a module does not fit its jaxtyping annotation.
 
     Raised while tracing, by collective calls and by `check_annotations`.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
+    >>> from jaxtyping import Array, Float
+    >>> class Neuron(eqx.Module):
+    ...     v: Float[Array, "n"]
+    >>> try:
+    ...     chorax.check_annotations(Neuron(jnp.zeros((2, 3))))
+    ... except chorax.AnnotationError as error:
+    ...     print(str(error).splitlines()[0])
+    The field `v` of the Neuron at the root `()` does not fit its annotation.
+
+    ```
     """
 
 

@@ -111,8 +111,8 @@ def vmap_call_all_fns(
         gives a warning.
     - `state_tag`: a tag for the written leaves, by which `delta.select` and filters
         find them. Swept values need one if the model is trained: an optimiser over all
-        inexact arrays would train them too. With the tag `"hyper"`, train the leaves of
-        `delta.select(~WithTag("hyper")).filter_spec` (`chorax.filters.WithTag`).
+        inexact arrays would train them too. `chorax.lanes.partition` leaves out those
+        with the tag `"hyper"`.
     - `fn_if_not_exist`: what to do about a node without that method: `"raise"`, skip
         it (`"pass"` or `"none"`), or skip it and `"warn"`.
     - `key`: one PRNG key, which is split over the lanes, or an array of `axis_size`

@@ -53,24 +53,46 @@ class ExplainedNode:
 class Explanation:
     """What a collective call will do, as `chorax.explain` finds it.
 
-    `calls` are in the order in which the nodes are called, each with its `path`,
-    `class_name`, `kind`, `wave` and `writes` (leaves with `path`, `before` and
-    `after`). `skipped` are the other nodes, each with its `path`, `class_name` and
-    `reason`. `paths` are the dotted paths of the leaves that are written in the end,
-    and `bytes` is their size in all lanes, which are divided among `devices` if there
-    is a `sharding`. `shared` are the inexact arrays that stay the same in all lanes, as
-    pairs of path and `jax.ShapeDtypeStruct`. It prints as a table, in a notebook too;
-    rows that differ only in the indices of their paths are folded into one.
+    It prints as a table, in a notebook too; rows that differ only in the indices of
+    their paths are folded into one.
+
+    ```python
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
+    >>> class Neuron(eqx.Module):
+    ...     weight: jnp.ndarray
+    ...     v: jnp.ndarray | None = None
+    ...     def init_state(self):
+    ...         return chorax.replace(self, v=jnp.zeros_like(self.weight))
+    >>> net = {"a": Neuron(jnp.ones(3, "float32")), "b": eqx.nn.Identity()}
+    >>> plan = chorax.explain(net, "init_state", axis_size=8, fn_if_not_exist="pass")
+    >>> plan.label, plan.axis_size, plan.devices, plan.kinds, plan.waves
+    ('init_state', 8, None, 1, 1)
+    >>> [(node.path, node.writes[0].after.shape) for node in plan.calls]
+    [(('a',), (8, 3))]
+    >>> [(node.path, node.reason) for node in plan.skipped]
+    [(('b',), 'has no method `init_state`')]
+    >>> plan.paths, plan.bytes, [path for path, _ in plan.shared]
+    (('a.v',), 96, [('a', 'weight')])
+
+    ```
     """
 
     label: str
+    """The name of the method or function that is called."""
     axis_size: int | None
+    """The number of lanes; `None` without lanes."""
     calls: tuple[ExplainedNode, ...]
+    """The nodes that are called, in the order of the calls."""
     skipped: tuple[ExplainedNode, ...]
+    """The nodes that are not called, each with its `reason`."""
     paths: tuple[str, ...]
+    """The dotted paths of the leaves that are written in the end."""
     bytes: int
+    """The size of these leaves in all lanes."""
     devices: int | None = None
+    """How many devices these bytes are divided among; `None` without a `sharding`."""
     shared: tuple[tuple[Path, jax.ShapeDtypeStruct], ...] = ()
+    """The inexact arrays that stay the same in all lanes, with their paths."""
 
     @property
     def kinds(self) -> int:

@@ -7,7 +7,8 @@ import jax.tree_util as jtu
 from .._text._typed import typed
 from .._tree._paths import leaf_paths, same_structure
 from .._tree._same import is_same
-from ._delta import choose, make_delta, mismatch, StateDelta
+from ._delta import choose, make_delta, StateDelta
+from ._show import mismatch
 
 
 T = TypeVar("T")

@@ -6,13 +6,14 @@ from typing import Any, cast, Generic, TypeVar
 import equinox as eqx
 import jax.tree_util as jtu
 
+from .._lanes._arrays import ask
 from .._lanes._lane_axes import agreed_count, lane_axes
-from .._text._places import dotted, names_of, Path, place
-from .._text._table import counted, in_bytes, Row, size_of, Table, value_cells
+from .._text._places import dotted, names_of, Path
 from .._tree._holder import AxesHolder, undo_lanes
-from .._tree._paths import first_difference, leaf_paths, same_structure
+from .._tree._paths import leaf_paths, same_structure
 from .._tree._replace import replace
 from ..filters import Filter, to_predicate
+from ._show import delta_table, mismatch
 
 
 T = TypeVar("T")
@@ -41,11 +42,26 @@ class StateDelta(AxesHolder, Generic[T]):
     (('0.v',), 8)
     >>> delta.in_axes[0].v, delta.filter_spec[0].w
     (0, False)
+    >>> delta.values[0].v.shape, delta.values[0].w
+    ((8, 3), None)
+    >>> delta.to_dict()["0.v"].shape
+    (8, 3)
+
+    ```
+    Tags say which leaves are meant, here in the delta of two calls:
+
+    ```python
+    >>> _, ones = chorax.vmap_init_all_states(net, axis_size=8, state_tag="hidden")
+    >>> both = delta | ones
+    >>> both.tags, both.select("hidden").paths
+    ({'0.v': frozenset({'hidden'})}, ('0.v',))
 
     ```
     """
 
     values: T
+    """The returned model with its written values, and `None` wherever nothing was
+    written."""
     # The structures of the target and of the returned model.
     before: jtu.PyTreeDef = eqx.field(static=True)
     after: jtu.PyTreeDef = eqx.field(static=True)
@@ -85,52 +101,41 @@ class StateDelta(AxesHolder, Generic[T]):
     @property
     def path_tags(self) -> dict[Path, frozenset[str]]:
         """The tags of each leaf that has some, by its path as a tuple."""
-        return tags_by_path(self)
+        return {path: tags for path, _, _, tags in self.leaves() if tags}
 
     @classmethod
-    def from_axes(cls, model: T, axes: Any) -> "StateDelta[T]":
+    def from_axes(cls, model: V, axes: Any) -> "StateDelta[V]":
         """A delta for a batched model that no collective call made.
 
         **Arguments:**
 
-        - `model`, `axes`: as in `chorax.lanes.unstack`.
+        - `model`, `axes`: as in `chorax.lanes.unstack`, which raises the same errors.
 
         **Returns:** a delta in which the leaves with a lane axis count as written.
 
-        **Raises:** as `chorax.lanes.unstack`.
-
         ```python
-        >>> import chorax, equinox as eqx, jax
-        >>> keys = jax.random.split(jax.random.key(0), 4)
-        >>> batched = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 3, key=key))(keys)
-        >>> delta = chorax.StateDelta.from_axes(batched, eqx.if_array(0))
+        >>> import chorax, jax.numpy as jnp
+        >>> model, axes = {"v": jnp.ones((4, 2)), "w": 0.5}, {"v": 0, "w": None}
+        >>> delta = chorax.StateDelta.from_axes(model, axes)
         >>> delta.paths, delta.axis_size
-        (('weight', 'bias'), 4)
+        (('v',), 4)
 
         ```
         """
         lanes = lane_axes(model, axes)
         written = [axis is not None for axis in lanes.axes]
-        values = [
-            x if keep else None for x, keep in zip(lanes.leaves, written, strict=True)
-        ]
-        tags, mapped = [frozenset[str]()] * len(written), [None] * len(written)
-        same = lanes.structure
-        return make_delta(
-            same, same, values, written, lanes.axes, tags, lanes.size, mapped
-        )
+        none, untagged = [None] * len(written), [frozenset[str]()] * len(written)
+        values, same = choose(written, lanes.leaves, none), lanes.structure
+        parts = values, written, lanes.axes, untagged, lanes.size, none
+        return make_delta(same, same, *parts)
 
     def of(self, model: T) -> "StateDelta[T]":
-        """This delta, with the values that a model has now.
-
-        After training, loading or `chorax.lanes.take`, a delta still has the values
-        that its call wrote; `apply_delta(other, delta.of(model))` puts the present ones
-        into `other`.
+        """This delta, with the values that a model has now: after training, loading or
+        `chorax.lanes.take`, where the delta still has those that its call wrote.
 
         **Arguments:**
 
-        - `model`: a model of the structure that the delta made, with any number of
-            lanes.
+        - `model`: of the structure that the delta made, with any number of lanes.
 
         **Returns:** a delta with the same paths, tags and lane axes.
 
@@ -147,14 +152,13 @@ class StateDelta(AxesHolder, Generic[T]):
         """
         leaves, structure = jtu.tree_flatten(model)
         if not same_structure(structure, self.after):
-            raise ValueError(
-                "This model has another structure than the delta describes: "
-                + mismatch(structure, self.after, "the model", "the delta")
-            )
-        found = agreed_count(leaves, structure, self._axes, "delta")
+            problem = mismatch(structure, self.after, "the model", "the delta")
+            text = "This model has another structure than the delta describes: "
+            raise ValueError(text + problem)
+        found = ask(lambda x: agreed_count(x, structure, self._axes, "delta"), leaves)
         size = self.axis_size if found is None else found
-        rows = zip(leaves, self._written, strict=True)
-        values = jtu.tree_unflatten(self.after, [x if w else None for x, w in rows])
+        values = choose(self._written, leaves, [None] * len(leaves))
+        values = jtu.tree_unflatten(self.after, values)
         return replace(self, values=values, axis_size=size)
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,6 +227,13 @@ class StateDelta(AxesHolder, Generic[T]):
             object.__setattr__(self, name, value)
 
     def __or__(self, later: "StateDelta[Any]") -> "StateDelta[Any]":
+        """`earlier | later`: what two calls wrote, one after the other, as one delta.
+
+        The value of the later call wins, and tags add up.
+
+        **Raises:** `ValueError` if the later call was not made on the model that the
+        earlier one returned, or if the two have different numbers of lanes.
+        """
         if not isinstance(cast(object, later), StateDelta):
             return NotImplemented
         if not any(same_structure(self.after, x) for x in (later.before, later.after)):
@@ -259,10 +270,10 @@ class StateDelta(AxesHolder, Generic[T]):
         )
 
     def __repr__(self) -> str:
-        return self._table().text()
+        return delta_table(self.leaves(), self._axes, self.axis_size).text()
 
     def _repr_html_(self) -> str:
-        return self._table().html()
+        return delta_table(self.leaves(), self._axes, self.axis_size).html()
 
     def leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
         """For each leaf of the model its path, its value, whether it was written, and
@@ -277,23 +288,6 @@ class StateDelta(AxesHolder, Generic[T]):
     def _rows(self) -> list[tuple[Path, Any, frozenset[str]]]:
         rows = self.leaves()
         return [(path, x, tags) for path, x, is_written, tags in rows if is_written]
-
-    def _table(self) -> Table:
-        rows = tuple(
-            Row(path, (*value_cells(x, axis), ", ".join(sorted(tags))), size_of(x))
-            for (path, x, was, tags), axis in zip(
-                self.leaves(), self._axes, strict=True
-            )
-            if was
-        )
-        size = self.axis_size
-        parts = [
-            counted(len(rows), "written leaf", "written leaves"),
-            "no lanes" if size is None else counted(size, "lane"),
-            *([in_bytes(sum(row.size or 0 for row in rows))] if rows else []),
-        ]
-        head = ("path", "type", "shape", "tags", "bytes")
-        return Table(f"StateDelta: {', '.join(parts)}", head, rows)
 
 
 def make_delta(
@@ -320,26 +314,9 @@ def choose(flags: Sequence[bool], these: Sequence[V], others: Sequence[V]) -> li
 
 
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
-    """The lane axis of every leaf, if `in_axes` is a delta whose model has this
-    structure; else `None`."""
+    """The lane axis of every leaf, if `in_axes` is a delta of this structure."""
     if isinstance(in_axes, StateDelta):
         delta = cast(StateDelta[Any], in_axes)
         if same_structure(delta.after, structure):
             return delta._axes  # pyright: ignore[reportPrivateUsage]
     return None
-
-
-def tags_by_path(delta: StateDelta[Any]) -> dict[Path, frozenset[str]]:
-    """The tags of a delta's leaves, by path."""
-    return {path: tags for path, _, _, tags in delta.leaves() if tags}
-
-
-def mismatch(
-    got: jtu.PyTreeDef, expected: jtu.PyTreeDef, got_name: str, expected_name: str
-) -> str:
-    """The first place where two structures differ, and what each has there."""
-    found = first_difference(got, expected)
-    if found is None:
-        return "they differ in a part that has no path."
-    path, a, b = found
-    return f"at {place(path)}, {got_name}: {a}; {expected_name}: {b}."

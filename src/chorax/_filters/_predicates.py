@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     _Function: TypeAlias = Callable[..., typing.Any]
     _Sequence: TypeAlias = list[typing.Any] | tuple[typing.Any, ...]
     Filter: TypeAlias = type | str | bool | EllipsisType | _Function | _Sequence | None
+    """What every parameter that takes a filter takes: see the table of filters.
+
+    ```python
+    >>> from chorax.filters import to_predicate
+    >>> keep = to_predicate([int, lambda path, x: "bias" in path])
+    >>> keep(("bias",), 0.5), keep(("weight",), 0.5)
+    (True, False)
+
+    ```
+    """
 else:
     # Anything else is to get chorax's own error, not that of a runtime type checker.
     Filter = typing.Any
@@ -24,6 +34,14 @@ class Predicate:
     """A function of `(path, x)` that combines with `&`, `|` and `~`.
 
     `tags` are those that a delta gave to the leaf `x`.
+
+    ```python
+    >>> from chorax.filters import OfType, PathContains
+    >>> keep = OfType(int) & ~PathContains("step")
+    >>> keep(("count",), 3), keep(("step",), 3)
+    (True, False)
+
+    ```
     """
 
     def __call__(self, path: Path, x: object, tags: Tags = NO_TAGS) -> bool:

@@ -1,10 +1,12 @@
-"""The inexact arrays that have lanes: which of them are trained, and noise for each."""
+"""The inexact arrays with lanes: which of them are trained, and noise for each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast, TYPE_CHECKING, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 
 from .._text._places import Path, place
 from .._text._show import shown
@@ -14,7 +16,9 @@ from .._tree._keys import lane_keys, path_table
 from .._tree._paths import leaf_paths, walk
 from ..filters import Filter, Predicate, WithTag
 from ._arguments import check_filter
+from ._arrays import ask
 from ._lane_axes import lane_axes, LaneAxes
+from ._spread import LaneSharding
 
 
 T = TypeVar("T")
@@ -33,7 +37,8 @@ def partition(batched: T, axes: Any, filter: Filter = ...) -> tuple[T, T]:
 
     - `batched`, `axes`: as in `unstack`.
     - `filter`: a filter over leaves (see `chorax.filters`). Where `axes` is a
-        `StateDelta`, it sees the delta's tags. `...`: all leaves that can be trained.
+        `StateDelta`, it sees the delta's tags; pass those of several calls as
+        `earlier | later`. `...`: all leaves that can be trained.
 
     **Returns:**
 
@@ -43,7 +48,7 @@ def partition(batched: T, axes: Any, filter: Filter = ...) -> tuple[T, T]:
 
     A leaf that the delta tags `"hyper"` is never in the first, whatever `filter` says:
     write swept values with `state_tag="hyper"`. Shared leaves are not in it either,
-    since lanes that train by themselves would disagree on them. To train them by one
+    since lanes that train separately would disagree on them. To train them with one
     loss over all lanes, use `eqx.partition` with `delta.filter_spec` or a filter.
 
     **Raises:** as `unstack`.
@@ -118,12 +123,13 @@ def perturb(batched: T, axes: Any, key: _Key, fn: _Change, filter: Filter = ...)
     paths = leaf_paths(lanes.structure)
     leaf_keys = keys.of_nodes(path_table([paths[index] for index in kept]))
     leaves = list(lanes.leaves)
-    # One by one: stacking leaves of a shape would copy them, and saves little of the
-    # time to compile.
+    # One by one: stacking leaves of equal shape would copy them, and saves little
+    # compile time.
     for column, index in enumerate(kept):
         axis = lanes.axes[index]
         change = jax.vmap(_checked(fn, paths[index]), in_axes=(0, axis), out_axes=axis)
-        leaves[index] = change(leaf_keys[:, column], leaves[index])
+        sharded_keys = _sharded_like(leaves[index], axis, leaf_keys[:, column])
+        leaves[index] = change(sharded_keys, leaves[index])
     return lanes.rebuild(leaves)
 
 
@@ -132,15 +138,31 @@ def _kept(lanes: LaneAxes, axes: Any, keeps: Predicate) -> list[int]:
     tags: dict[Path, frozenset[str]] = {}
     for above, part, _ in walk(axes):
         if isinstance(part, AxesHolder):
-            tags |= {(*above, *path): own for path, own in part.path_tags.items()}
+            below = part.path_tags.items()
+            tags |= {(*above, *path): its_tags for path, its_tags in below}
+
+    def is_kept(path: Path, x: Any) -> bool:
+        its_tags = tags.get(path, frozenset())
+        return eqx.is_inexact_array(x) and keeps(path, x, its_tags)
+
     rows = zip(leaf_paths(lanes.structure), lanes.leaves, lanes.axes, strict=True)
     return [
         index
         for index, (path, x, axis) in enumerate(rows)
-        if axis is not None
-        and eqx.is_inexact_array(x)
-        and keeps(path, x, tags.get(path, frozenset()))
+        if axis is not None and ask(functools.partial(is_kept, path), x)
     ]
+
+
+def _sharded_like(leaf: Any, axis: Any, keys: jax.Array) -> jax.Array:
+    """Keys sharded like the lanes of a leaf, where that is explicit: `jax.vmap` maps
+    over both only if they agree."""
+    layout: Any = leaf.aval.sharding if isinstance(leaf, jax.Array) else None
+    entry = layout.spec[axis] if layout and axis < len(layout.spec) else None
+    if entry is None:
+        return keys
+    is_traced = isinstance(leaf, jax.core.Tracer)
+    mesh = layout.mesh if is_traced else cast(Any, leaf).sharding.mesh
+    return LaneSharding(mesh, entry).place(keys, 0)
 
 
 def _checked(fn: _Change, path: Path) -> _Change:

@@ -11,9 +11,9 @@ from .._text._typed import typed
 from .._tree._holder import AxesHolder, LaneHolder, Wrapper
 from .._tree._paths import open_level, same_structure
 from ._axes import check_leaf_lengths, resolve_axes
-from ._beside import beside_lanes
 from ._lane_axes import agreed_count
 from ._members import array_axes, member_axes, model_of
+from ._unbatched import shard_unbatched
 
 
 _Fn = Callable[..., Any]
@@ -76,7 +76,9 @@ def vmap(
         `jax.vmap`.
 
     **Returns:** a function of the batched arguments. A member that `fn` returns becomes
-    a batched model, not an `Ensemble`.
+    a batched model, not an `Ensemble`. On several devices, results that are equal in
+    all lanes are sharded like the arguments: the state that `optim.init` makes of
+    sharded parameters, for example.
 
     **Raises:** `ValueError` for the first path at which axes do not fit the arguments
     or what `fn` returns, and for arrays that differ in their number of lanes;
@@ -144,7 +146,7 @@ class _OverLanes(Wrapper):
             result = self.fn(*args)
             # Its errors name a path.
             out_axes = resolve_axes(result, self.out_axes, "out_axes")
-            return beside_lanes(result, out_axes, jtu.tree_leaves(args), axes)
+            return shard_unbatched(result, out_axes, jtu.tree_leaves(args), axes)
 
         return cast(Any, eqx).filter_vmap(
             call,

@@ -204,14 +204,8 @@ class New:
     index: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Constant:
-    """A non-array leaf of the result."""
-
-    value: Any
-
-
-Origin: TypeAlias = Kept | New | Constant
+# Where a leaf of the result comes from; a `StaticSpec` is a non-array leaf.
+Origin: TypeAlias = Kept | New | StaticSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

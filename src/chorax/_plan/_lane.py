@@ -18,7 +18,6 @@ from ._constants import held_by, is_fixed, statics
 from ._kind import (
     ArraySpec,
     Call,
-    Constant,
     Kept,
     Kind,
     New,
@@ -79,8 +78,9 @@ def call_once(
         found = places.get(id(leaf))
         if found is not None:
             return Kept(position if position in found else found[0])
-        if isinstance(spec_of(leaf, None), StaticSpec):
-            return Constant(leaf)
+        spec = spec_of(leaf, None)
+        if isinstance(spec, StaticSpec):
+            return spec
         news.append(jnp.asarray(leaf))
         return New(len(news) - 1)
 
@@ -88,7 +88,7 @@ def call_once(
     if kind.levels:
         places.clear()  # In `aux` the lanes of ensembles are always in front.
     aux_origins = tuple(origin(-1, leaf) for leaf in aux_out)
-    constants = [x.value for x in (*origins, *aux_origins) if isinstance(x, Constant)]
+    constants = [x.value for x in (*origins, *aux_origins) if isinstance(x, StaticSpec)]
     old = set(map(id, statics(node)))
     constants += [x for x in statics((result, aux)) if id(x) not in old]
     if any(isinstance(x, jax.core.Tracer) for x in held_by(constants)):

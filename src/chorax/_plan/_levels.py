@@ -17,7 +17,6 @@ from .._tree._replace import replace
 from ._kind import (
     ArraySpec,
     Call,
-    Constant,
     innermost,
     Kept,
     Kind,
@@ -26,6 +25,7 @@ from ._kind import (
     Origin,
     Outcome,
     Spec,
+    StaticSpec,
 )
 from ._lane import call_once
 
@@ -146,7 +146,7 @@ def _levels_after(
         match origin:
             case Kept(index):
                 return of(index)
-            case Constant():
+            case StaticSpec():
                 return (None,) * len(kind.levels)
             case New(index):
                 spec = kind.specs[old[path]] if path in old else None

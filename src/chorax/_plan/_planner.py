@@ -22,7 +22,6 @@ from .._tree._paths import leaf_paths
 from ._check_annotations import BATCHED, check_in_draft, UNBATCHED
 from ._kind import (
     ArraySpec,
-    Constant,
     Kept,
     Kind,
     New,
@@ -235,8 +234,8 @@ class _Planner:
                     return names[index]
                 case New(index):
                     return outputs[index]
-                case Constant(value):
-                    return self._name(StaticSpec(value))
+                case StaticSpec():
+                    return self._name(origin)
 
         return structure, tuple(map(name, origins))
 

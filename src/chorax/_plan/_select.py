@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import jax.tree_util as jtu
 
-from .._deltas._delta import known_axes, StateDelta, tags_by_path
+from .._deltas._delta import known_axes
 from .._lanes._arguments import unmatched
 from .._lanes._axes import (
     argument_axes,
@@ -20,6 +20,7 @@ from .._lanes._axes import (
 )
 from .._layers._reset import reset_parameters
 from .._text._places import dotted, place
+from .._tree._holder import AxesHolder
 from .._tree._keys import lane_keys, LaneKeys
 from .._tree._memo import code_token
 from .._tree._nodes import Tree
@@ -177,8 +178,7 @@ def _excludes(request: Request) -> Excludes | None:
     if request.lanes is None or isinstance(request.state_to_exclude, Nothing):
         return None
     known = request.in_axes
-    is_delta = isinstance(known, StateDelta)
-    tags = tags_by_path(cast(StateDelta[Any], known)) if is_delta else {}
+    tags = dict(known.path_tags) if isinstance(known, AxesHolder) else {}
     return Excludes(request.state_to_exclude, tags, request.state_tag)
 
 

@@ -16,6 +16,7 @@ class AxesHolder(eqx.Module):
     """The base of `StateDelta`, for code that only needs to know lane axes."""
 
     axis_size: int | None = eqx.field(static=True)
+    """The number of lanes; `None` without lanes."""
 
     @property
     @abc.abstractmethod

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 
 from ._lanes._axes import argument_axes, check_lengths, keyword_axes, resolve_axes
 from ._lanes._lane_axes import (
-    known_lane_axes,
+    ensemble_lanes,
     lane_axes,
     LaneAxes,
     take_lanes,
@@ -117,7 +117,7 @@ class Ensemble(LaneHolder, Generic[M]):
         return [known.get(path) for path in leaf_paths(structure)]
 
     def _lanes(self) -> LaneAxes:
-        return known_lane_axes(self.model, self.mapped, int(self.size_when_made))
+        return ensemble_lanes(self)
 
     @typed("fn", Callable, "a function `(model, *args, **kwargs)`")
     def vmap(
@@ -167,7 +167,7 @@ class Ensemble(LaneHolder, Generic[M]):
             check_lengths(kwargs, resolve_axes(kwargs, named, name), size, name)
             mapped = cast(Any, eqx).filter_vmap(
                 call,
-                in_axes=(lanes.rebuild(list(lanes.axes)), own, named),
+                in_axes=(lanes.rebuild(lanes.axes), own, named),
                 out_axes=eqx.if_array(0) if out_axes is ... else out_axes,
                 axis_name=axis_name,
                 axis_size=size,

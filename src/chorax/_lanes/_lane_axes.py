@@ -1,7 +1,7 @@
 """Batched models with the lane axis of each leaf, and their lanes."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -12,9 +12,9 @@ import jax.sharding
 import jax.tree_util as jtu
 import numpy as np
 
-from .._text._places import Path, place
+from .._text._places import place
 from .._text._show import is_array_like
-from .._tree._holder import AxesHolder
+from .._tree._holder import AxesHolder, LaneHolder
 from .._tree._paths import leaf_paths
 from ._arrays import ask, compute
 from ._axes import Axes, check_leaf_lengths, plain_axes, resolve_axes
@@ -30,7 +30,7 @@ class LaneAxes:
     axes: Axes
     size: int
 
-    def rebuild(self, leaves: list[Any]) -> Any:
+    def rebuild(self, leaves: Sequence[Any]) -> Any:
         """The model with other leaves."""
         return jtu.tree_unflatten(self.structure, leaves)
 
@@ -59,17 +59,16 @@ def lane_axes(batched: Any, axes: Any) -> LaneAxes:
     return LaneAxes(leaves, structure, not_negative, size)
 
 
-def known_lane_axes(
-    batched: Any, mapped: Collection[tuple[Path, int]], size: int
-) -> LaneAxes:
-    """As `lane_axes`, for known paths; `size` is taken if there is no array at any."""
-    leaves, structure = jtu.tree_flatten(batched)
-    known = dict(mapped)
+def ensemble_lanes(ensemble: LaneHolder) -> LaneAxes:
+    """As `lane_axes`, for the model of an ensemble."""
+    leaves, structure = jtu.tree_flatten(ensemble.model)
+    known = dict(ensemble.mapped)
     # Where a transformation has replaced an array, there are no lanes.
     pairs = zip(leaf_paths(structure), leaves, strict=True)
     axes = tuple(known.get(path) if is_array_like(x) else None for path, x in pairs)
     count = ask(lambda leaves: agreed_count(leaves, structure, axes, "axes"), leaves)
-    return LaneAxes(leaves, structure, axes, size if count is None else count)
+    size = int(ensemble.size_when_made) if count is None else count
+    return LaneAxes(leaves, structure, axes, size)
 
 
 def named_lane_axes(batched: Any, axes: Any, name: str) -> LaneAxes:

@@ -10,10 +10,10 @@ import jax.tree_util as jtu
 from .._text._places import place
 from .._text._show import named
 from .._tree._holder import AxesHolder, LaneHolder
-from .._tree._paths import first_difference, leaf_paths, same_structure
+from .._tree._paths import first_difference, same_structure
 from .._tree._replace import replace
 from ._axes import is_foreign, plain_axes
-from ._lane_axes import lane_axes, LaneAxes
+from ._lane_axes import ensemble_lanes, lane_axes, LaneAxes
 
 
 def array_axes(in_axes: Any) -> Any:
@@ -26,26 +26,11 @@ def array_axes(in_axes: Any) -> Any:
     return jtu.tree_map(of_arrays, plain_axes(in_axes))
 
 
-def member_axes(ensemble: LaneHolder) -> Any:
-    """The lane axes of an ensemble's model, as a tree."""
-    known = dict(ensemble.mapped)
-    leaves, structure = jtu.tree_flatten(model_of(ensemble))
-    pairs = zip(leaf_paths(structure), leaves, strict=True)
-    axes = [known.get(path) if eqx.is_array(x) else None for path, x in pairs]
-    return jtu.tree_unflatten(structure, axes)
-
-
-def model_of(ensemble: LaneHolder) -> Any:
-    """The batched model of an ensemble."""
-    return cast(Any, ensemble).model
-
-
 def open_lanes(batched: Any, axes: Any) -> tuple[LaneAxes, Callable[[Any], Any]]:
     """Takes a batched model apart, and says how to put a new one in its place. An
     `Ensemble` without axes has its own."""
     if isinstance(batched, LaneHolder) and axes is None:
-        lanes = lane_axes(model_of(batched), member_axes(batched))
-        return lanes, lambda model: replace(batched, model=model)
+        return ensemble_lanes(batched), lambda model: replace(batched, model=model)
     axes = axes if isinstance(axes, AxesHolder) else array_axes(axes)
     return lane_axes(batched, axes), lambda model: model
 

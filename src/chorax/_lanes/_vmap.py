@@ -11,8 +11,8 @@ from .._text._typed import typed
 from .._tree._holder import AxesHolder, LaneHolder, Wrapper
 from .._tree._paths import open_level, same_structure
 from ._axes import check_leaf_lengths, resolve_axes
-from ._lane_axes import agreed_count
-from ._members import array_axes, member_axes, model_of
+from ._lane_axes import agreed_count, ensemble_lanes
+from ._members import array_axes
 from ._unbatched import shard_unbatched
 
 
@@ -178,7 +178,8 @@ def _unwrapped(axes: Any, part: Any) -> tuple[Any, Any]:
         if isinstance(axes, LaneHolder):
             return axes, part  # Lanes around those of the ensemble.
         is_tree = open_level(axes) is not None
-        return axes if is_tree else member_axes(part), model_of(part)
+        lanes = ensemble_lanes(part)
+        return axes if is_tree else lanes.rebuild(lanes.axes), part.model
     below, above = open_level(part), open_level(axes)
     if below is None or not below.keys:
         return axes, part

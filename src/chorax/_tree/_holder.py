@@ -37,6 +37,7 @@ class LaneHolder(eqx.Module):
     `size_when_made` is the number of lanes if no leaf says it.
     """
 
+    model: eqx.AbstractVar[Any]
     mapped: frozenset[tuple[Path, int]] = eqx.field(static=True, repr=False)
     size_when_made: int = eqx.field(static=True, repr=False)
 

@@ -121,7 +121,7 @@ def test_mapped_as_one_list():
     # One batch for all, by closure; an argument for each, as rows or as a list.
     batch = jnp.ones((4, 2))
     groups = lanes.groups(models())
-    found = groups.map(lambda *each: fn(*each, batch), xs, scales)
+    found = groups.map(lambda m, x, scale: fn(m, x, scale, batch), xs, scales)
     rows = zip(models(), xs, scales, strict=True)
     assert_close(found, [fn(model, x, scale, batch) for model, x, scale in rows])
     # Without any array in the result.

@@ -63,7 +63,8 @@ def targets() -> dict[str, str]:
 def target_of(text: str, known: dict[str, str]) -> str | None:
     """The entry that a piece of code is about: `one = lanes.take(x, 0)` is `take`'s."""
     found = re.match(
-        r"(?:[\w, ]+ = )?@?([A-Za-z_][\w.]*)(?:\(.*\)(?:\[\w+\])?)?$", text
+        r"(?:[\w, ]+ = )?@?([A-Za-z_][\w.]*)(?:\(.*\)(?:\[\w+\])?)?$",
+        text.replace("\n", " "),
     )
     if found is None:
         return None

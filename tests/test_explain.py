@@ -349,7 +349,7 @@ def test_it_agrees_with_the_call(shape, choices, seed):
 
 
 def delta_paths(delta):
-    return {path for path, _, is_written, _ in delta.leaves() if is_written}
+    return {path for path, _, record in delta.leaves() if record.written}
 
 
 @pytest.mark.usefixtures("in_32_bits")

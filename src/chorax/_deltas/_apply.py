@@ -4,10 +4,11 @@ from typing import Any, TypeVar
 
 import jax.tree_util as jtu
 
+from .._text._places import Path
 from .._text._typed import typed
 from .._tree._paths import leaf_paths, same_structure
 from .._tree._same import is_same
-from ._delta import choose, make_delta, StateDelta
+from ._delta import LeafRecord, make_delta, StateDelta
 from ._show import mismatch
 
 
@@ -50,14 +51,14 @@ def apply_delta(model: T, delta: "StateDelta[Any]") -> T:
         old = leaves
     elif same_structure(structure, delta.before):
         by_path = dict(zip(leaf_paths(structure), leaves, strict=True))
-        old = [by_path.get(path) for path, _, _, _ in rows]
+        old = [by_path.get(path) for path, _, _ in rows]
     else:
         raise ValueError(
             "This model does not have the structure that the delta was made from: "
             + mismatch(structure, delta.before, "the model", "the delta")
         )
-    written = [was for _, _, was, _ in rows]
-    new = choose(written, [x for _, x, _, _ in rows], old)
+    pairs = zip(rows, old, strict=True)
+    new = [x if record.written else was for (_, x, record), was in pairs]
     return jtu.tree_unflatten(delta.after, new)
 
 
@@ -86,8 +87,10 @@ def diff(old: Any, new: T) -> "StateDelta[T]":
     old_leaves, before = jtu.tree_flatten(old)
     leaves, after = jtu.tree_flatten(new)
     by_path = dict(zip(leaf_paths(before), old_leaves, strict=True))
+
+    def written(path: Path, x: Any) -> bool:
+        return path not in by_path or not is_same(by_path[path], x)
+
     pairs = zip(leaf_paths(after), leaves, strict=True)
-    written = [p not in by_path or not is_same(by_path[p], x) for p, x in pairs]
-    none, untagged = [None] * len(leaves), [frozenset[str]()] * len(leaves)
-    values = choose(written, leaves, none)
-    return make_delta(before, after, values, written, none, untagged, None, none)
+    rows = [(x, LeafRecord(written(path, x))) for path, x in pairs]
+    return make_delta(before, after, rows, None)

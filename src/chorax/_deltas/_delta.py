@@ -1,7 +1,7 @@
 """State deltas: what a call wrote, as a value."""
 
-from collections.abc import Sequence
-from typing import Any, cast, Generic, TypeVar
+from collections.abc import Iterable
+from typing import Any, cast, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -9,15 +9,25 @@ import jax.tree_util as jtu
 from .._lanes._arrays import ask
 from .._lanes._lane_axes import agreed_count, lane_axes
 from .._text._places import dotted, names_of, Path
+from .._text._table import Table
 from .._tree._holder import AxesHolder, undo_lanes
 from .._tree._paths import leaf_paths, same_structure
-from .._tree._replace import replace
 from ..filters import Filter, to_predicate
 from ._show import delta_table, mismatch
 
 
 T = TypeVar("T")
 V = TypeVar("V")
+
+
+class LeafRecord(NamedTuple):
+    """What a delta knows about a leaf: `axis` is its lane axis, and `axis_before` the
+    one that it had before the call, if it existed."""
+
+    written: bool = False
+    axis: int | None = None
+    tags: frozenset[str] = frozenset()
+    axis_before: int | None = None
 
 
 class StateDelta(AxesHolder, Generic[T]):
@@ -29,9 +39,7 @@ class StateDelta(AxesHolder, Generic[T]):
     up. It prints as a table.
 
     ```python
-    >>> import chorax
-    >>> import equinox as eqx
-    >>> import jax.numpy as jnp
+    >>> import chorax, equinox as eqx, jax.numpy as jnp
     >>> class Neuron(eqx.Module):
     ...     w: float
     ...     v: jnp.ndarray | None = None
@@ -46,11 +54,6 @@ class StateDelta(AxesHolder, Generic[T]):
     ((8, 3), None)
     >>> delta.to_dict()["0.v"].shape
     (8, 3)
-
-    ```
-    Tags say which leaves are meant, here in the delta of two calls:
-
-    ```python
     >>> _, ones = chorax.vmap_init_all_states(net, axis_size=8, state_tag="hidden")
     >>> both = delta | ones
     >>> both.tags, both.select("hidden").paths
@@ -60,30 +63,25 @@ class StateDelta(AxesHolder, Generic[T]):
     """
 
     values: T
-    """The returned model with its written values, and `None` wherever nothing was
-    written."""
+    """The returned model with `None` for each leaf that was not written."""
     # The structures of the target and of the returned model.
     before: jtu.PyTreeDef = eqx.field(static=True)
     after: jtu.PyTreeDef = eqx.field(static=True)
-    # One entry per leaf of the returned model.
-    _written: tuple[bool, ...] = eqx.field(static=True)
-    _axes: tuple[int | None, ...] = eqx.field(static=True)
-    _tags: tuple[frozenset[str], ...] = eqx.field(static=True)
-    # The lane axis that the leaf had before the call, if it existed.
-    _mapped: tuple[int | None, ...] = eqx.field(static=True)
+    # One for each leaf of the returned model.
+    _records: tuple[LeafRecord, ...] = eqx.field(static=True)
 
     @property
     def in_axes(self) -> T:
         """The returned model with the lane axis of each leaf: `0` if this call wrote
         it, the axis it already had if it was mapped before, `None` if it is shared.
         Fits `in_axes` and `out_axes` of `eqx.filter_vmap`."""
-        return jtu.tree_unflatten(self.after, self._axes)
+        return jtu.tree_unflatten(self.after, [each.axis for each in self._records])
 
     @property
     def filter_spec(self) -> T:
         """The returned model with `True` for each written leaf, `False` elsewhere. Fits
         `eqx.partition` and `eqx.filter`."""
-        return jtu.tree_unflatten(self.after, self._written)
+        return jtu.tree_unflatten(self.after, [each.written for each in self._records])
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -96,12 +94,12 @@ class StateDelta(AxesHolder, Generic[T]):
         several leaves have the same dotted path."""
         rows = self._rows()
         names = names_of([path for path, _, _ in rows])
-        return dict(zip(names, [tags for _, _, tags in rows], strict=True))
+        return dict(zip(names, [record.tags for _, _, record in rows], strict=True))
 
     @property
     def path_tags(self) -> dict[Path, frozenset[str]]:
         """The tags of each leaf that has some, by its path as a tuple."""
-        return {path: tags for path, _, _, tags in self.leaves() if tags}
+        return {path: each.tags for path, _, each in self.leaves() if each.tags}
 
     @classmethod
     def from_axes(cls, model: V, axes: Any) -> "StateDelta[V]":
@@ -123,11 +121,9 @@ class StateDelta(AxesHolder, Generic[T]):
         ```
         """
         lanes = lane_axes(model, axes)
-        written = [axis is not None for axis in lanes.axes]
-        none, untagged = [None] * len(written), [frozenset[str]()] * len(written)
-        values, same = choose(written, lanes.leaves, none), lanes.structure
-        parts = values, written, lanes.axes, untagged, lanes.size, none
-        return make_delta(same, same, *parts)
+        records = [LeafRecord(axis is not None, axis) for axis in lanes.axes]
+        rows = zip(lanes.leaves, records, strict=True)
+        return make_delta(lanes.structure, lanes.structure, rows, lanes.size)
 
     def of(self, model: T) -> "StateDelta[T]":
         """This delta, with the values that a model has now: after training, loading or
@@ -155,11 +151,11 @@ class StateDelta(AxesHolder, Generic[T]):
             problem = mismatch(structure, self.after, "the model", "the delta")
             text = "This model has another structure than the delta describes: "
             raise ValueError(text + problem)
-        found = ask(lambda x: agreed_count(x, structure, self._axes, "delta"), leaves)
+        axes = tuple(each.axis for each in self._records)
+        found = ask(lambda x: agreed_count(x, structure, axes, "delta"), leaves)
         size = self.axis_size if found is None else found
-        values = choose(self._written, leaves, [None] * len(leaves))
-        values = jtu.tree_unflatten(self.after, values)
-        return replace(self, values=values, axis_size=size)
+        rows = zip(leaves, self._records, strict=True)
+        return make_delta(self.before, self.after, rows, size)
 
     def to_dict(self) -> dict[str, Any]:
         """The written values by dotted path: a state dict, as `assign_state_values`
@@ -194,21 +190,16 @@ class StateDelta(AxesHolder, Generic[T]):
         **Raises:** `TypeError` for anything that is not a filter.
         """
         keeps = to_predicate(filter)
-        rows = self.leaves()
-        kept = [was and keeps(path, x, tags) for path, x, was, tags in rows]
-        dropped = [was != keep for was, keep in zip(self._written, kept, strict=True)]
-        undone = [row[0] for row, drop in zip(rows, dropped, strict=True) if drop]
-        count = len(rows)
-        return make_delta(
-            self.before,
-            undo_lanes(self.after, self.before, undone),
-            choose(kept, self._column(), [None] * count),
-            kept,
-            choose(dropped, self._mapped, self._axes),
-            choose(kept, self._tags, [frozenset[str]()] * count),
-            self.axis_size,
-            self._mapped,
-        )
+        rows: list[tuple[Any, LeafRecord]] = []
+        undone: list[Path] = []
+        for path, x, record in self.leaves():
+            if record.written and not keeps(path, x, record.tags):
+                undone.append(path)
+                was = record.axis_before
+                record = LeafRecord(axis=was, axis_before=was)
+            rows.append((x, record))
+        after = undo_lanes(self.after, self.before, undone)
+        return make_delta(self.before, after, rows, self.axis_size)
 
     # A structure of modules does not equal its pickled copy: it contains marks of
     # Equinox that are compared by identity. A tree of that structure pickles well.
@@ -248,69 +239,56 @@ class StateDelta(AxesHolder, Generic[T]):
                 "values written in the same lanes can be combined into one delta."
             )
         size = self.axis_size if later.axis_size is None else later.axis_size
-        index = {path: i for i, path in enumerate(leaf_paths(self.after))}
-        places = [index.get(path) for path in leaf_paths(later.after)]
-
-        def earlier(column: Sequence[V], default: V) -> list[V]:
-            return [default if i is None else column[i] for i in places]
-
-        new = later._written
-        was = earlier(self._written, default=False)
-        knows_axis = [x or y is not None for x, y in zip(new, later._axes, strict=True)]
-        tags = earlier(self._tags, frozenset())
-        return make_delta(
-            self.before,
-            later.after,
-            choose(new, later._column(), earlier(self._column(), None)),
-            [x or y for x, y in zip(new, was, strict=True)],
-            choose(knows_axis, later._axes, earlier(self._axes, None)),
-            [x | y for x, y in zip(later._tags, tags, strict=True)],
-            size,
-            earlier(self._mapped, None),
-        )
+        known = {path: (x, record) for path, x, record in self.leaves()}
+        rows = [
+            _joined(known.get(path, (None, LeafRecord())), (x, record))
+            for path, x, record in later.leaves()
+        ]
+        return make_delta(self.before, later.after, rows, size)
 
     def __repr__(self) -> str:
-        return delta_table(self.leaves(), self._axes, self.axis_size).text()
+        return self._table().text()
 
     def _repr_html_(self) -> str:
-        return delta_table(self.leaves(), self._axes, self.axis_size).html()
+        return self._table().html()
 
-    def leaves(self) -> list[tuple[Path, Any, bool, frozenset[str]]]:
-        """For each leaf of the model its path, its value, whether it was written, and
-        its tags."""
-        paths = leaf_paths(self.after)
-        return list(zip(paths, self._column(), self._written, self._tags, strict=True))
-
-    def _column(self) -> list[Any]:
+    def leaves(self) -> list[tuple[Path, Any, LeafRecord]]:
+        """For each leaf of the model its path, its value, and what is known of it."""
         # If the delta was mapped over or filtered, a leaf may have become a tree.
-        return self.after.flatten_up_to(self.values)
+        values = self.after.flatten_up_to(self.values)
+        return list(zip(leaf_paths(self.after), values, self._records, strict=True))
 
-    def _rows(self) -> list[tuple[Path, Any, frozenset[str]]]:
-        rows = self.leaves()
-        return [(path, x, tags) for path, x, is_written, tags in rows if is_written]
+    def _rows(self) -> list[tuple[Path, Any, LeafRecord]]:
+        return [row for row in self.leaves() if row[2].written]
+
+    def _table(self) -> Table:
+        rows = [(path, x, each.axis, each.tags) for path, x, each in self._rows()]
+        return delta_table(rows, self.axis_size)
 
 
 def make_delta(
     before: jtu.PyTreeDef,
     after: jtu.PyTreeDef,
-    values: Sequence[Any],
-    written: Sequence[bool],
-    axes: Sequence[int | None],
-    tags: Sequence[frozenset[str]],
+    rows: Iterable[tuple[Any, LeafRecord]],
     axis_size: int | None,
-    mapped: Sequence[int | None],
 ) -> StateDelta[Any]:
-    """A delta from its parts: one entry per leaf of `after` in each sequence, `None` in
-    `values` where nothing was written."""
-    tree = jtu.tree_unflatten(after, values)
-    rest = tuple(written), tuple(axes), tuple(tags), tuple(mapped)
-    return StateDelta(axis_size, tree, before, after, *rest)
+    """A delta from the value and the record of each leaf of `after`."""
+    rows = tuple(rows)
+    values = [x if record.written else None for x, record in rows]
+    records = tuple(record for _, record in rows)
+    return StateDelta(
+        axis_size, jtu.tree_unflatten(after, values), before, after, records
+    )
 
 
-def choose(flags: Sequence[bool], these: Sequence[V], others: Sequence[V]) -> list[V]:
-    """For each flag the first value if it is set, else the second."""
-    rows = zip(flags, these, others, strict=True)
-    return [x if flag else y for flag, x, y in rows]
+def _joined(
+    earlier: tuple[Any, LeafRecord], later: tuple[Any, LeafRecord]
+) -> tuple[Any, LeafRecord]:
+    (old, was), (new, now) = earlier, later
+    axis = now.axis if now.written or now.axis is not None else was.axis
+    tags = was.tags | now.tags
+    record = LeafRecord(was.written or now.written, axis, tags, was.axis_before)
+    return new if now.written else old, record
 
 
 def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...] | None:
@@ -318,5 +296,5 @@ def known_axes(in_axes: Any, structure: jtu.PyTreeDef) -> tuple[int | None, ...]
     if isinstance(in_axes, StateDelta):
         delta = cast(StateDelta[Any], in_axes)
         if same_structure(delta.after, structure):
-            return delta._axes  # pyright: ignore[reportPrivateUsage]
+            return tuple(record.axis for _, _, record in delta.leaves())
     return None

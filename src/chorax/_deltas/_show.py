@@ -1,6 +1,6 @@
 """Deltas and their structures in tables and error messages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax.tree_util as jtu
@@ -11,15 +11,12 @@ from .._tree._paths import first_difference
 
 
 def delta_table(
-    leaves: Iterable[tuple[Path, Any, bool, frozenset[str]]],
-    axes: Sequence[int | None],
-    size: int | None,
+    leaves: Iterable[tuple[Path, Any, int | None, frozenset[str]]], size: int | None
 ) -> Table:
-    """The written leaves, from what `StateDelta.leaves` gives and their lane axes."""
+    """The written leaves: their paths, values, lane axes and tags."""
     rows = tuple(
         Row(path, (*value_cells(x, axis), ", ".join(sorted(tags))), size_of(x))
-        for (path, x, was, tags), axis in zip(leaves, axes, strict=True)
-        if was
+        for path, x, axis, tags in leaves
     )
     parts = [
         counted(len(rows), "written leaf", "written leaves"),

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax.tree_util as jtu
 
-from .._deltas._delta import make_delta, StateDelta
-from .._lanes._axes import Axes
+from .._deltas._delta import LeafRecord, make_delta, StateDelta
 from .._text._places import dotted, Path
 from ._kind import ArraySpec
 from ._leaves import Leaf
@@ -114,22 +113,15 @@ def put_together(
 
 def _describe(plan: Plan, calls: Calls) -> jtu.PyTreeDef:
     """The structure of a call's delta, whose leaves are the written values."""
-    tag, axes = calls.request.state_tag, calls.axes
+    tag, size = calls.request.state_tag, calls.request.size
     own = frozenset(() if tag is None else (tag,))
-    delta = make_delta(
-        calls.tree.structure,
-        plan.structure,
-        [object() if leaf.written else None for leaf in plan.leaves],
-        [leaf.written for leaf in plan.leaves],
-        [_axis(leaf, axes) for leaf in plan.leaves],
-        [own if leaf.written else frozenset() for leaf in plan.leaves],
-        calls.request.size,
-        [None if x.original is None else axes[x.original] for x in plan.leaves],
-    )
+
+    def record(leaf: Leaf) -> LeafRecord:
+        before = None if leaf.original is None else calls.axes[leaf.original]
+        if not leaf.written:
+            return LeafRecord(axis=before, axis_before=before)
+        return LeafRecord(True, 0 if leaf.has_lanes else None, own, before)
+
+    rows = [(object(), record(leaf)) for leaf in plan.leaves]
+    delta = make_delta(calls.tree.structure, plan.structure, rows, size)
     return jtu.tree_structure(delta)
-
-
-def _axis(leaf: Leaf, axes: Axes) -> int | None:
-    if leaf.written:
-        return 0 if leaf.has_lanes else None
-    return None if leaf.original is None else axes[leaf.original]

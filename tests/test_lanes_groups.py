@@ -77,6 +77,10 @@ def test_stacked_by_structure_and_given_back_in_order():
     assert len(after) == 8
     for old, new in zip(before, after, strict=True):
         oracle.assert_same(old, new)
+    for index in (*range(8), -1, np.int32(3)):
+        oracle.assert_same(groups[index], before[index])
+    with pytest.raises(IndexError, match="out of range"):
+        groups[8]
     # An iterator serves once, and that is enough.
     assert lanes.groups(iter(before)).places == PLACES
 

@@ -205,6 +205,9 @@ def test_inputs_that_lanes_share_and_none(batch, xs):
     expected = by_hand(lambda m, x: m(x), net, delta, jnp.ones((3, LANES, 2)))
     out = lanes.scan(alone, net, delta, None, length=3)
     oracle.assert_same(out, expected, exact=False)
+    after, ys = lanes.scan(alone, net, delta, None, length=0)
+    oracle.assert_same(after, net)
+    assert [y.shape[0] for y in jax.tree.leaves(ys)] == [0] * len(jax.tree.leaves(ys))
 
 
 def test_the_axes_of_inputs_count_after_time_and_may_be_a_tree(batch, xs):
@@ -398,7 +401,7 @@ def wrote(**fields):
 @pytest.mark.parametrize(
     ("fn", "error", "match"),
     [
-        (wrote(weight=jnp.ones((3, 2))), ValueError, r"`layers\.0\.weight`.* no lanes"),
+        (wrote(weight=jnp.ones((3, 2))), ValueError, r"`layers\.0\.weight`.* no lane axis"),
         (
             wrote(v=jnp.ones(2)),
             ValueError,
@@ -446,15 +449,15 @@ def test_a_leaf_from_none_is_named(batch, xs):
         ({"xs_in_axes": 1}, r"`xs_in_axes` is 1 at `0` of `xs`.* 4 lanes.* has 2"),
         ({"xs_in_axes": -3}, "`xs_in_axes` is -3 at .* no such axis"),
         ({"xs_in_axes": ({}, 0)}, "`xs_in_axes` must be a prefix"),
-        ({"length": 4}, "`length` has 4 and `0` of `xs` has 5"),
-        ({"length": 0}, "`length` must be a positive integer"),
+        ({"length": 4}, "`length` has 4, and `0` of `xs` has 5"),
+        ({"length": -1}, "`length` must be an integer from 0 on"),
         ({"length": 2.5}, r"`length` must be .* got 2\.5 of type float"),
         ({"xs": None}, "`length` is missing"),
         ({"xs": (1.0, "a")}, "`length` is missing"),
         ({"xs": jnp.ones(()), "xs_in_axes": None}, "no axis of time"),
         (
             {"xs": (jnp.ones(5), jnp.ones(4)), "xs_in_axes": None},
-            "`0` .* 5 and `1` .*4",
+            "`0` .* 5, and `1` .*4",
         ),
         ({"axes": None}, "No leaf has a lane axis"),
         ({"axes": eqx.if_array(0)}, "`layers.0.v` along axis 0.* it has 4"),

@@ -300,6 +300,15 @@ def test_arrays_without_a_rule(key):
     draw(model, key)
 
 
+def test_a_model_without_any_rule_is_told_once(key):
+    class Alone(eqx.Module):
+        gain: jax.Array
+
+    with pytest.warns(UserWarning, match="There is no rule for Alone") as told:
+        draw(Alone(jnp.ones(3)), key)
+    assert len(told) == 1
+
+
 def test_arrays_that_are_not_parameters(key):
     class Holder(eqx.Module):
         count: jax.Array
@@ -318,11 +327,11 @@ def test_arrays_that_are_not_parameters(key):
 def test_a_reset_that_forgets_its_lanes(jit):
     batched, _ = made(4)
     text = (
-        "`reset_state` was called without `in_axes`, and gave 4 lanes to what seems to "
-        "have them already: `0.v` was of shape (4, 3) and is of shape (4, 4, 3), and "
-        "so with all that is written. Pass `in_axes`, the `StateDelta` of the call "
-        "that made these lanes, so that each lane gets its own; or `in_axes` that maps "
-        "nothing, `lambda leaf: None`, if the axis is another."
+        "`reset_state` was called without `in_axes` on arrays that seem to have 4 "
+        "lanes already: `0.v` had shape (4, 3) and now has shape (4, 4, 3), and "
+        "likewise all that was written. Pass `in_axes`, such as the `StateDelta` of "
+        "the call that added the lanes, so that each lane gets its own slice; or "
+        "`in_axes=lambda leaf: None` if that axis is not the lanes."
     )
 
     def reset(batched):

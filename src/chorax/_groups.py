@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -44,8 +44,8 @@ class Groups(Generic[M]):
     >>> groups = chorax.lanes.groups([narrow, wide, other])
     >>> groups.places, len(groups), [out.shape for out in groups(jnp.ones(2))]
     (((0, 2), (1,)), 3, [(1,), (1,), (1,)])
-    >>> [model.layers[0].out_features for model in groups]
-    [4, 8, 4]
+    >>> [model.layers[0].out_features for model in groups], groups[1].width_size
+    ([4, 8, 4], 8)
 
     ```
     """
@@ -109,6 +109,13 @@ class Groups(Generic[M]):
     def __len__(self) -> int:
         """The number of models."""
         return sum(map(len, self.places))
+
+    def __getitem__(self, index: SupportsIndex) -> M:
+        """The model at an index of the list."""
+        found = range(len(self))[index]
+        rows = zip(self.places, self.ensembles, strict=True)
+        places, ensemble = next(row for row in rows if found in row[0])
+        return ensemble[places.index(found)]
 
     def __iter__(self) -> Iterator[M]:
         """The models one by one, in order."""

@@ -82,10 +82,11 @@ def unmatched(
     return f"`{name}` matches nothing: no {what} {wanted}; {'; '.join(known)}."
 
 
-def check_positive(value: Any, name: str, meaning: str) -> int:
-    """A positive integer, of Python or of NumPy."""
+def check_positive(value: Any, name: str, meaning: str, least: int = 1) -> int:
+    """An integer of Python or of NumPy, positive or at least `least`."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value <= 0:
+    if not is_integer or value < least:
         got = "it is missing" if value is None else f"got {shown(value)}"
-        raise ValueError(f"`{name}` must be a positive integer, {meaning}, but {got}.")
+        kind = "a positive integer" if least else "an integer from 0 on"
+        raise ValueError(f"`{name}` must be {kind}, {meaning}, but {got}.")
     return int(cast(int, value))

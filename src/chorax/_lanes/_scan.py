@@ -217,9 +217,9 @@ def _check_lanes(written: Sequence[int], lanes: LaneAxes) -> None:
         if lanes.axes[index] is None:
             raise ValueError(
                 f"The function given to `lanes.scan` wrote {_place(lanes, index)}, "
-                "which has no lanes by `axes`, so that there is no place for what each "
-                "lane writes. Give it lanes, by `lanes.broadcast` for example, or "
-                "return it as it was."
+                "which has no lane axis in `axes`, so the lanes can't each keep their "
+                "own value. Give it one, for example by `lanes.broadcast`, or return "
+                "it as it was."
             )
 
 
@@ -253,7 +253,8 @@ def _count_steps(xs: Any, length: Any) -> int:
     leaves, structure = jtu.tree_flatten(xs)
     counts: dict[str, Any] = {}
     if length is not None:
-        counts["`length`"] = check_positive(length, "length", "the number of steps")
+        meaning = "the number of steps"
+        counts["`length`"] = check_positive(length, "length", meaning, least=0)
     for path, x in zip(leaf_paths(structure), leaves, strict=True):
         counts[f"{place(path)} of `xs`"] = x.shape[0] if x.shape else "no axis of time"
     if not counts:
@@ -262,7 +263,7 @@ def _count_steps(xs: Any, length: Any) -> int:
     for name, count in [(first, steps), *rest]:
         if count != steps or isinstance(count, str):
             raise ValueError(
-                f"`lanes.scan` needs one number of steps, but {first} has {steps} and "
-                f"{name} has {count}."
+                f"The number of steps of `lanes.scan` differs: {first} has {steps}, "
+                f"and {name} has {count}."
             )
     return steps

@@ -125,8 +125,8 @@ class _OverLanes(Wrapper):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if kwargs:
             raise RuntimeError(
-                f"{list(kwargs)} are keyword arguments, which `lanes.vmap` does not "
-                "take, as `eqx.filter_vmap`: pass them by position."
+                "`lanes.vmap` takes no keyword arguments, as `eqx.filter_vmap`, but "
+                f"got {list(kwargs)}. Pass them by position."
             )
         in_axes = self.in_axes
         if isinstance(in_axes, Mapping):

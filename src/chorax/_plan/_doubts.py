@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 import equinox as eqx
 
 from .._lanes._arguments import unmatched
-from .._layers._reset import reset_parameters
 from .._text._places import Path, place
 from .._tree._nodes import Tree
 from .._tree._paths import same_structure
@@ -21,10 +20,12 @@ def doubts(plan: Plan, results: Results, calls: Calls) -> Iterator[str]:
     request = calls.request
     if calls.excludes is not None:
         yield from _unmatched(calls)
-    if request.fn_name is reset_parameters:
-        yield from kept_parameters(plan, calls)
+    kept = list(kept_parameters(plan, calls))
+    yield from kept
     if isinstance(request.fn_name, str) and request.where is None:
         yield from _lanes_of_lanes(plan, calls)
+    if kept:
+        return  # What it says explains a call that wrote nothing, too.
     if not plan.visits:
         yield (
             f"`{request.label}` wrote nothing at all: it was called on no node, since "
@@ -87,12 +88,12 @@ def _lanes_of_lanes(plan: Plan, calls: Calls) -> Iterator[str]:
     if found:
         path, shape = found[0]
         yield (
-            f"`{request.label}` was called without `in_axes`, and gave {size} lanes to "
-            f"what seems to have them already: {place(path)} was of shape {shape} "
-            f"and is of shape {(size, *shape)}, and so with all that is written. Pass "
-            "`in_axes`, the `StateDelta` of the call that made these lanes, so that "
-            "each lane gets its own; or `in_axes` that maps nothing, "
-            "`lambda leaf: None`, if the axis is another."
+            f"`{request.label}` was called without `in_axes` on arrays that seem to "
+            f"have {size} lanes already: {place(path)} had shape {shape} and now has "
+            f"shape {(size, *shape)}, and likewise all that was written. Pass "
+            "`in_axes`, such as the `StateDelta` of the call that added the lanes, so "
+            "that each lane gets its own slice; or `in_axes=lambda leaf: None` if that "
+            "axis is not the lanes."
         )
 
 

@@ -48,8 +48,10 @@ def kept_arrays(
 
 
 def kept_parameters(plan: Plan, calls: Calls) -> Iterator[str]:
-    """What to say where arrays that look like parameters are still the target's own:
-    directly in called nodes without a rule."""
+    """What to say where `reset_parameters` leaves arrays that look like parameters as
+    they were: directly in called nodes without a rule."""
+    if calls.request.fn_name is not reset_parameters:
+        return
     kept = kept_arrays(plan, calls)
     called = {visit.node.path for visit in plan.visits}.intersection(kept)
     found: dict[Path, str] = {}

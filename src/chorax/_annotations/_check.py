@@ -63,7 +63,7 @@ class LaneArray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sight:
+class CheckContext:
     """The circumstances of a check, for its messages.
 
     `size` is the number of lanes, `None` without lanes; `cure` says how to declare a
@@ -79,7 +79,7 @@ class Sight:
 
 
 def check_module(
-    structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, sight: Sight
+    structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, context: CheckContext
 ) -> None:
     """Raises unless a module fits; a kind that was found to fit is not checked again.
 
@@ -87,21 +87,21 @@ def check_module(
     """
     try:
         tokens = [x if isinstance(x, LaneArray) else fingerprint(x) for x in leaves]
-        kind = exact_structure(structure), tuple(tokens), sight.admits_stacks
+        kind = exact_structure(structure), tuple(tokens), context.admits_stacks
         cell = kind_cell((check_module, kind))
     except TypeError:
         cell = Cell()  # A static value can't be hashed: nothing is remembered.
     if cell.value:
         return
-    message = _error_of(structure, leaves, path, sight)
-    stacks = _slices(leaves) if message and sight.admits_stacks else ()
-    if message and all(_error_of(structure, x, path, sight) for x in stacks):
+    message = _error_of(structure, leaves, path, context)
+    stacks = _slices(leaves) if message and context.admits_stacks else ()
+    if message and all(_error_of(structure, x, path, context) for x in stacks):
         raise AnnotationError(message)
     cell.value = True
 
 
 def _error_of(
-    structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, sight: Sight
+    structure: jtu.PyTreeDef, leaves: Sequence[Any], path: Path, context: CheckContext
 ) -> str | None:
     """The message about the first field that does not fit; `None` if all do."""
     message = None
@@ -119,7 +119,7 @@ def _error_of(
         try:
             check_fields(node, hinted_fields(cast("type[Any]", type(node))))
         except Misfit as misfit:
-            message = _message(node, path, misfit, sight)
+            message = _message(node, path, misfit, context)
 
     jax.eval_shape(check, *[x.struct for x in leaves if isinstance(x, LaneArray)])
     return message
@@ -134,16 +134,16 @@ def _slices(leaves: Sequence[Any]) -> Iterator[list[Any]]:
         depth += 1
 
 
-def _message(node: Any, path: Path, misfit: Misfit, sight: Sight) -> str:
+def _message(node: Any, path: Path, misfit: Misfit, context: CheckContext) -> str:
     """Which field of which module does not fit, what it holds and what is annotated."""
     field, kind, value = misfit.field, cast("type[Any]", type(node)), misfit.value
     assert field is not None
-    seen = "" if sight.size is None else ", as one lane sees it"
+    seen = "" if context.size is None else ", as one lane sees it"
     owner = "" if field.owner is kind else f" (in {field.owner.__name__})"
     where = dotted((*path, *misfit.path))
     rows = [
         f"The field `{misfit.path[0]}` of the {kind.__name__} at {place(path)} "
-        f"does not fit its annotation{sight.after()}{seen}.",
+        f"does not fit its annotation{context.after()}{seen}.",
         f"  annotated: {field.name}: {field.written()}{owner}",
         f"  found: {_describe(value)}" + (f", at `{where}`" if misfit.path[1:] else ""),
     ]
@@ -153,11 +153,11 @@ def _message(node: Any, path: Path, misfit: Misfit, sight: Sight) -> str:
         rows.append(f"  bound: {', '.join(bound)}")
     # Without lanes any first axis may be one of lanes, except an empty one.
     length = value.shape[0] if eqx.is_array(value) and value.shape else 0
-    if length and sight.size in (None, length) and misfit.accepts(value[0]):
-        size = "" if sight.size is None else f" of `axis_size` = {length}"
+    if length and context.size in (None, length) and misfit.accepts(value[0]):
+        size = "" if context.size is None else f" of `axis_size` = {length}"
         rows.append(
             f"Without the first axis{size} it would fit. If that is a lane axis, "
-            f"{sight.cure}."
+            f"{context.cure}."
         )
     return "\n".join(rows)
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax.tree_util as jtu
 
-from .._annotations._check import check_module, LaneArray, Sight
+from .._annotations._check import check_module, CheckContext, LaneArray
 from .._annotations._hints import is_annotated
 from .._lanes._axes import plain_axes, resolve_axes
 from .._lanes._lane_axes import agreed_count
@@ -64,11 +64,11 @@ def check_annotations(model: Any, in_axes: Any = None) -> None:
     specs = [spec_of(x, axis) for x, axis in zip(walked.leaves, axes, strict=True)]
     draft = walked.draft()
     for node in walked.nodes:
-        check_in_draft(draft, node, specs, Sight(size, BATCHED))
+        check_in_draft(draft, node, specs, CheckContext(size, BATCHED))
 
 
 def check_in_draft(
-    draft: Slot, node: Node, specs: Sequence[Spec], sight: Sight
+    draft: Slot, node: Node, specs: Sequence[Spec], context: CheckContext
 ) -> None:
     """Checks a node as it is now in a draft, if it is still there.
 
@@ -87,4 +87,4 @@ def check_in_draft(
         LaneArray(spec.struct, spec.host) if isinstance(spec, ArraySpec) else spec.value
         for spec in own
     ]
-    check_module(structure, leaves, node.path, sight)
+    check_module(structure, leaves, node.path, context)

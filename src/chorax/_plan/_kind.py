@@ -30,21 +30,21 @@ class Lanes:
     spmd_axis_name: Any = None
     chunk_size: int | None = None
     sharding: LaneSharding | None = None
-    is_one: bool = False
+    is_one_program: bool = False
 
     @property
-    def is_apart(self) -> bool:
+    def runs_per_device(self) -> bool:
         """Whether each device runs a program for its own lanes, which never meet those
         of others. Over a named axis they may meet: then the compiler spreads one
-        program over all devices, as it does where `is_one`."""
+        program over all devices, as it does where `is_one_program`."""
         is_named = self.axis_name is not None or self.spmd_axis_name is not None
         is_spread = self.sharding is not None and bool(self.sharding.names)
-        return is_spread and not is_named and not self.is_one
+        return is_spread and not is_named and not self.is_one_program
 
     def on_device(self) -> "Lanes":
         """The lanes that a program sees."""
         size = self.size
-        if self.is_apart and self.sharding is not None:
+        if self.runs_per_device and self.sharding is not None:
             size //= self.sharding.parts
         return dataclasses.replace(self, size=size, sharding=None)
 

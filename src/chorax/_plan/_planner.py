@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import jax.tree_util as jtu
 
-from .._annotations._check import Sight
+from .._annotations._check import CheckContext
 from .._lanes._axes import in_front
 from .._text._places import Path, place
 from .._tree._draft import Ref
@@ -171,8 +171,8 @@ class _Planner:
         size, cure = (None, UNBATCHED) if lanes is None else (lanes.size, BATCHED)
         for index, visit in enumerate(self._visits):
             after = functools.partial(self._after, index)
-            sight = Sight(size, cure, after, self._call.admits_stacks)
-            check_in_draft(self._draft, visit.node, self._specs, sight)
+            context = CheckContext(size, cure, after, self._call.admits_stacks)
+            check_in_draft(self._draft, visit.node, self._specs, context)
 
     def _after(self, index: int) -> str:
         """Which call a node is the result of, for a message: a later one than its own

@@ -50,7 +50,9 @@ class Recipe:
     def reads(self) -> frozenset[int]:
         """The names of all values that are read to make the results."""
         steps = {name for s in self.plan.steps for row in s.inputs for name in row}
-        names = {name for each in self.results.made for name in (each.name, each.kept)}
+        names = {
+            name for each in self.results.arrays for name in (each.name, each.kept)
+        }
         return frozenset(name for name in steps | names if name is not None)
 
     def lane_axis(self, name: int) -> int | None:
@@ -98,9 +100,9 @@ def _make(calls: Calls, in_jit: bool, perform: Perform | None) -> Recipe:
     plan = make_plan(calls, methods, perform)
     results = plan_results(plan, calls)
     lanes = calls.request.lanes
-    if lanes is not None and lanes.is_apart:
+    if lanes is not None and lanes.runs_per_device:
         spans = any(step.trace.computation.spans_devices for step in plan.steps)
-        lanes = dataclasses.replace(lanes, is_one=spans)
+        lanes = dataclasses.replace(lanes, is_one_program=spans)
     return Recipe(
         plan,
         results,

@@ -61,6 +61,6 @@ class Request:
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """The scope in which the call is traced and run."""
         is_plain = cast(Any, jax.config).jax_disable_jit
-        if is_plain or self.lanes is None or not self.lanes.is_apart:
+        if is_plain or self.lanes is None or not self.lanes.runs_per_device:
             return contextlib.nullcontext()
         return without_mesh()

@@ -20,7 +20,7 @@ from ._select import Calls
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class NewArray:
     """An array of the results: a value, with lanes or without them, and the value that
     lanes keep under a mask."""
 
@@ -34,13 +34,13 @@ class Results:
     """Where the leaves of the results come from.
 
     The leaves of `model`, and of `aux` by dotted path, are indices into a pool: the
-    target's leaves, then `constants`, then the arrays that are `made`. `written` is
+    target's leaves, then `constants`, then the new `arrays`. `written` is
     whether each leaf of the model is written; those leaves are the `delta`, of which
     this is the structure. `paths` are all paths that were written, those of leaves that
     are gone included.
     """
 
-    made: tuple[Made, ...]
+    arrays: tuple[NewArray, ...]
     constants: tuple[Any, ...]
     model: Named
     aux: Mapping[str, Named]
@@ -53,13 +53,13 @@ def plan_results(plan: Plan, calls: Calls) -> Results:
     """Where the leaves of a planned call's results come from."""
     tree, request = calls.tree, calls.request
     count = len(tree.leaves)
-    made: dict[Made, int] = {}
+    arrays: dict[NewArray, int] = {}
     constants: list[Any] = []
 
     def source(name: int, has_lanes: bool, kept: int | None) -> tuple[bool, int]:
         spec = plan.specs[name]
         if isinstance(spec, ArraySpec):
-            return True, made.setdefault(Made(name, has_lanes, kept), len(made))
+            return True, arrays.setdefault(NewArray(name, has_lanes, kept), len(arrays))
         if name < count:
             return False, name
         constants.append(spec.value)
@@ -80,12 +80,12 @@ def plan_results(plan: Plan, calls: Calls) -> Results:
 
     def named(structure: jtu.PyTreeDef, sources: Sequence[tuple[bool, int]]) -> Named:
         start = count + len(constants)
-        return structure, tuple(start + i if is_made else i for is_made, i in sources)
+        return structure, tuple(start + i if is_new else i for is_new, i in sources)
 
     remaining = {leaf.path for leaf in plan.leaves}
     written = [leaf.path for leaf in plan.leaves if leaf.written]
     return Results(
-        tuple(made),
+        tuple(arrays),
         tuple(constants),
         named(plan.structure, leaves),
         {path: named(*row) for path, row in aux.items()},

@@ -24,7 +24,7 @@ def compile_for_devices(
     own lanes ask for; `make` also takes those lanes."""
     lanes, sharding = cast(Lanes, recipe.lanes), _sharding(recipe)
     local = lanes.on_device()
-    out_axes = [0 if made.has_lanes else None for made in recipe.results.made]
+    out_axes = [0 if made.has_lanes else None for made in recipe.results.arrays]
 
     def run(
         read: Mapping[int, Any], keys: LaneKeys | None, where: jax.Array | None
@@ -33,11 +33,11 @@ def compile_for_devices(
             keys = dataclasses.replace(keys, size=local.size)
         return make(dict(read), keys, where, local)
 
-    def run_as_one(*inputs: Any) -> list[Any]:
+    def run_spread(*inputs: Any) -> list[Any]:
         pairs = zip(run(*inputs), out_axes, strict=True)
         return [sharding.place(x, axis) for x, axis in pairs]
 
-    def run_apart(
+    def run_per_device(
         read: Mapping[int, Any], keys: LaneKeys | None, where: jax.Array | None
     ) -> Any:
         own = sharding.spec(0)
@@ -53,7 +53,7 @@ def compile_for_devices(
         )
         return mapped(read, keys, where)
 
-    return jax.jit(run_apart if lanes.is_apart else run_as_one)
+    return jax.jit(run_per_device if lanes.runs_per_device else run_spread)
 
 
 def run_on_devices(
@@ -77,7 +77,7 @@ def run_on_devices(
 def lay_out(recipe: Recipe, made: Sequence[Any]) -> Sequence[Any]:
     """The arrays that a recipe has made, laid out on the devices of their lanes."""
     sharding = _sharding(recipe)
-    pairs = zip(made, recipe.results.made, strict=True)
+    pairs = zip(made, recipe.results.arrays, strict=True)
     return [sharding.lay(x, 0 if each.has_lanes else None) for x, each in pairs]
 
 

@@ -12,7 +12,7 @@ from .._lanes._axes import in_front
 from .._lanes._spread import split_like
 from .._plan._kind import ArraySpec, Lanes
 from .._plan._recipe import Recipe
-from .._plan._results import Made
+from .._plan._results import NewArray
 from .._plan._select import Calls
 from .._tree._keys import LaneKeys
 from ._blocks import Blocks, make_blocks
@@ -62,25 +62,25 @@ def _make(
     """The arrays that a recipe makes, from values by name, their lanes in front."""
     run_blocks(blocks, values, keys)
     size = None if lanes is None else lanes.size
-    return [_finished(x, recipe, values, where, size) for x in recipe.results.made]
+    return [_finished(x, recipe, values, where, size) for x in recipe.results.arrays]
 
 
 def _finished(
-    made: Made,
+    new: NewArray,
     recipe: Recipe,
     values: Mapping[int, Any],
     where: jax.Array | None,
     size: int | None,
 ) -> Any:
-    x = values[made.name]
-    if not made.has_lanes:
+    x = values[new.name]
+    if not new.has_lanes:
         return x
-    spec = cast(ArraySpec, recipe.plan.specs[made.name])
+    spec = cast(ArraySpec, recipe.plan.specs[new.name])
     if not spec.has_lanes:
         x = jnp.broadcast_to(x, (size, *spec.struct.shape))
-    if where is None or made.kept is None:
+    if where is None or new.kept is None:
         return x
-    return _choose(where, x, values[made.kept], recipe.lane_axis(made.kept) is None)
+    return _choose(where, x, values[new.kept], recipe.lane_axis(new.kept) is None)
 
 
 @functools.partial(jax.jit, static_argnums=3)

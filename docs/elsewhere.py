@@ -36,7 +36,7 @@ _EQUINOX = {
 }
 _JAX = (
     "Array ShapeDtypeStruct checkpoint clear_caches custom_jvp device_put disable_jit "
-    "grad jit lax.cond lax.pmean lax.scan lax.while_loop "
+    "grad jit lax.cond lax.pmean lax.scan lax.stop_gradient lax.while_loop "
     "make_array_from_process_local_data make_mesh nn.relu numpy.all numpy.stack "
     "numpy.sum numpy.where numpy.zeros_like random.key random.normal random.split "
     "set_mesh shard_map tree.map tree_util.Partial vmap"

@@ -27,7 +27,6 @@ HOST = "https://chorax.readthedocs.io/en/latest/"
 SOURCE = "https://github.com/chorax/chorax/blob/main/"
 RAW = "https://raw.githubusercontent.com/chorax/chorax/main/"
 
-pytest.importorskip("mkdocs")
 pytestmark = pytest.mark.slow
 
 

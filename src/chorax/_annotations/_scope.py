@@ -107,7 +107,7 @@ def is_instance(value: Any, hints: tuple[Any, ...]) -> bool:
     return any(isinstance(zeros(x, value.shape), hints) for x in dtypes)
 
 
-def zeros(dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def zeros(dtype: Any, shape: tuple[int, ...]) -> Any:
     """An array of NumPy that takes no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 

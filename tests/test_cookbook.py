@@ -11,6 +11,7 @@ from pages import PAGES
 
 COOKBOOK = PAGES / "cookbook"
 INDEX = (COOKBOOK / "index.md").read_text()
+RECIPES = sorted((PAGES / "recipes").glob("*.md"))
 JOBS = sorted(page for page in COOKBOOK.glob("*.md") if page.name != "index.md")
 SHARED, OURS, BY_HAND = "Shared code", "With chorax", "By hand"
 SAYS = r"^Lines of code: (\d+) with chorax, (\d+) by hand$"
@@ -85,7 +86,7 @@ def test_pages_are_short_and_say_how_short(page):
     assert f"| [{title}]({page.name}) | {ours} | {by_hand} |" in INDEX
 
 
-@pytest.mark.parametrize("page", JOBS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*JOBS, *RECIPES], ids=lambda page: page.stem)
 def test_lines_are_not_long(page):
     for block in blocks_of(page.read_text()):
         assert max(map(len, block.splitlines())) <= 88
@@ -100,3 +101,20 @@ def test_both_are_compared(page):
     sections = {name: "\n".join(blocks) for name, blocks in sections_of(page).items()}
     assert not re.search(r"\b(chorax|lanes)\b", sections[BY_HAND])
     assert "assert jnp.allclose(" in sections["The same numbers"]
+
+
+def test_the_index_lists_all_recipes():
+    linked = dict(re.findall(r"^- \[(.*)\]\(\.\./recipes/(\w+)\.md\)$", INDEX, re.M))
+    titles = [page.read_text().splitlines()[0] for page in RECIPES]
+    stems = [page.stem for page in RECIPES]
+    found = {
+        title.removeprefix("# "): x for title, x in zip(titles, stems, strict=True)
+    }
+    assert linked == found
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+def test_recipes_are_short_and_compared(page):
+    blocks = blocks_of(page.read_text())
+    assert sum(map(count, blocks)) <= 45
+    assert any("assert" in block and "for " in block for block in blocks)

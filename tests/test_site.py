@@ -220,6 +220,35 @@ def test_search_finds_every_title(site):
         assert address in hits
 
 
+# What people type, and where it leads.
+SEARCHED = {
+    "early stopping": "cookbook/early_stopping/",
+    "bootstrap": "recipes/bootstrap/",
+    "learning rate per member": "recipes/learning_rates/",
+    "members different shapes": "workflows/different_members/",
+    "crossover": "recipes/crossover/",
+    "gymnax environments": "recipes/gymnax/",
+    "lanes data mesh": "recipes/lanes_and_data/",
+    "weight decay": "workflows/sweeps/#weight-decay-and-swept-values",
+    "swept values": "workflows/sweeps/#weight-decay-and-swept-values",
+    "noise per lane": "workflows/populations/#noise-per-lane-and-path",
+    "checkpoints": "workflows/checkpoints/",
+    "optimiser state": "workflows/checkpoints/#orbax",
+    "batchnorm": "examples/batchnorm_ensemble/",
+    "lora": "recipes/lora/",
+    "ema": "recipes/ema/",
+    "target networks": "recipes/ema/",
+}
+
+
+@pytest.mark.parametrize("words", SEARCHED)
+def test_search_finds_recipes_by_what_people_type(words, site):
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    titles = {row["location"]: row["title"].lower() for row in index["docs"]}
+    title = re.findall(r"\w+", titles[SEARCHED[words]])
+    assert set(words.split()) <= set(title)
+
+
 def test_signatures_show_defaults_and_no_private_names(site):
     for page in (site / "api").rglob("index.html"):
         signatures = re.findall(

@@ -1,4 +1,4 @@
-"""An ensemble of networks whose layers keep state: batch normalisation.
+"""BatchNorm in an ensemble: running statistics for each member.
 
 `eqx.nn.BatchNorm` keeps running statistics in an `eqx.nn.State`, apart from the model,
 and `eqx.nn.SpectralNorm` keeps vectors there. In an ensemble every member has its own:

@@ -74,7 +74,7 @@ NAMED = [
     ),
     (
         "_recipe",
-        "if excludes is None or excludes.say(recipe.answers):",
+        "if calls.excludes is None or calls.excludes.say(recipe.answers):",
         "if True:",
         "test_same_call.py",
     ),
@@ -116,8 +116,8 @@ NAMED = [
     ),
     (
         "_schedule",
-        "call.trace.in_lanes, call.places, ",
-        "call.trace.in_lanes, ",
+        "trace.in_lanes, visit.places, ",
+        "trace.in_lanes, ",
         "test_places.py",
     ),
     ("_blocks", "and set(step.places) == set(first.places)", "", "test_places.py"),

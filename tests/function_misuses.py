@@ -361,7 +361,7 @@ FUNCTIONS: dict[str, Mistake] = {
     ),
     "check_annotations where lanes disagree": wrong(
         ValueError,
-        length_text("`1.x`", 0, 3, "5 there", "(5, 2)"),
+        length_text("`1.x`", 0, 3, "5 there", "(5, 2)", is_given=False),
         lambda target: check_annotations(target, in_axes=0),
         "`0.x` has 3 lanes.",
         target=[Count(f32(3, 2)), Count(f32(5, 2))],

@@ -231,8 +231,9 @@ def part_text(place, axes, tree, name="in_axes"):
     )
 
 
-def length_text(place, axis, size, found, shape, name="in_axes"):
-    problem = f"which must be `axis_size` = {size} long, but it has {found}"
+def length_text(place, axis, size, found, shape, name="in_axes", is_given=True):
+    told = f"`axis_size` = {size}" if is_given and name != "axes" else size
+    problem = f"which must be {told} long, but it has {found}"
     if found == "no such axis":
         problem = "but it has no such axis"
     return (

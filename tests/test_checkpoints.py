@@ -290,7 +290,7 @@ def test_of_a_model_of_another_structure():
     with pytest.raises(ValueError, match=text):
         delta.of(eqx.tree_at(lambda m: m.linear.bias, members, None))
     short = eqx.tree_at(lambda m: m.v, members, members.v[:3])
-    with pytest.raises(ValueError, match=r"`v` along axis 0, .* = 8 long"):
+    with pytest.raises(ValueError, match=r"`v` along axis 0, .* must be 8 long"):
         delta.of(short)
 
 

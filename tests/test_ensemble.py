@@ -746,7 +746,7 @@ def test_what_has_no_leaf_with_lanes_keeps_its_number():
 
 def test_leaves_that_disagree(lane_key):
     made = eqx.tree_at(lambda e: e.model.layers[0].bias, ensemble(), jnp.ones((5, 4)))
-    text = r"`axes` maps `layers\.0\.bias` along axis 0, which must be .* = 4 long"
+    text = r"`axes` maps `layers\.0\.bias` along axis 0, which must be 4 long"
     uses: list[Any] = [len, list, lambda e: e[0], lambda e: e(jnp.ones(2))]
     for use in uses:
         with pytest.raises(ValueError, match=text) as caught:

@@ -658,9 +658,8 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "lanes that disagree": (
         lambda: lanes.unstack(two_lanes(b=jnp.zeros(3)), 0),
         ValueError,
-        "`axes` maps `b` along axis 0, which must be `axis_size` = 2 long, but it has 3 "
-        "there: its shape is (3,). Map it along its lane axis, or use `None` to share "
-        "it.",
+        "`axes` maps `b` along axis 0, which must be 2 long, but it has 3 there: its "
+        "shape is (3,). Map it along its lane axis, or use `None` to share it.",
     ),
     "axes of another tree": (
         lambda: lanes.unstack(two_lanes(), {"b": 0}),
@@ -937,9 +936,8 @@ BAD_STRUCTS: dict[str, tuple[Any, str]] = {
     ),
     "lanes that disagree": (
         lambda one, two: lanes.unstack([one, two], 0),
-        "`axes` maps `1.v` along axis 0, which must be `axis_size` = 2 long, but it has "
-        "4 there: its shape is (4, 3). Map it along its lane axis, or use `None` to "
-        "share it.",
+        "`axes` maps `1.v` along axis 0, which must be 2 long, but it has 4 there: its "
+        "shape is (4, 3). Map it along its lane axis, or use `None` to share it.",
     ),
     "as a mask": (
         lambda one, two: lanes.where(one["v"], one, one, 0),
@@ -1014,7 +1012,7 @@ def test_axes_counted_from_the_end():
         [4.0, 5.0],
     ]
     assert lanes.take(batched, -1, 1)["v"].tolist() == [1.0, 3.0, 5.0]
-    with pytest.raises(ValueError, match="which must be `axis_size` = 2 long"):
+    with pytest.raises(ValueError, match="which must be 2 long"):
         lanes.unstack({"v": jnp.zeros((2, 3)), "w": jnp.zeros(3)}, {"v": -2, "w": -1})
 
 

@@ -314,7 +314,9 @@ def test_what_is_wrong_is_named(cells, xs):
         ValueError, match=r"`out_axes` .* differ at the root .* a dict of"
     ):
         lanes.vmap(apply, (delta, 0), wrong)(batched, xs)
-    with pytest.raises(ValueError, match=r"maps `1` along axis 0, .* = 4 long.* has 3"):
+    with pytest.raises(
+        ValueError, match=r"maps `1` along axis 0, .* must be 4 long.* has 3"
+    ):
         lanes.vmap(apply)(ensemble, xs[:3])
     with pytest.raises(ValueError, match=r"maps `1` along axis 0, .* no such axis"):
         lanes.vmap(apply)(ensemble, jnp.ones(()))

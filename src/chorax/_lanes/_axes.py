@@ -83,9 +83,16 @@ def check_lengths(tree: Any, axes: Axes, size: int, name: str) -> None:
 
 
 def check_leaf_lengths(
-    leaves: Sequence[Any], structure: jtu.PyTreeDef, axes: Axes, size: int, name: str
+    leaves: Sequence[Any],
+    structure: jtu.PyTreeDef,
+    axes: Axes,
+    size: int,
+    name: str,
+    is_given: bool = True,
 ) -> None:
-    """As `check_lengths`, for a flattened tree."""
+    """As `check_lengths`, for a flattened tree; `is_given` is whether somebody passed
+    the size as `axis_size`."""
+    told = f"`axis_size` = {size}" if is_given else f"{size}"
     for index, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
         if axis is None:
             continue
@@ -103,10 +110,7 @@ def check_leaf_lengths(
         else:
             problem = "but it has no such axis"
             if in_range:
-                problem = (
-                    f"which must be `axis_size` = {size} long, but it has "
-                    f"{shape[axis]} there"
-                )
+                problem = f"which must be {told} long, but it has {shape[axis]} there"
             problem += (
                 f": its shape is {shape}. Map it along its lane axis, or use `None` to "
                 "share it."

@@ -129,7 +129,7 @@ def agreed_count(
     }
     first, size = next(iter(sizes.items()), (None, 1))
     try:
-        check_leaf_lengths(leaves, structure, axes, size, name)
+        check_leaf_lengths(leaves, structure, axes, size, name, is_given=False)
     except ValueError as error:
         if first is not None:
             error.add_note(f"{place(leaf_paths(structure)[first])} has {size} lanes.")

@@ -203,6 +203,21 @@ def test_collective_calls_see_the_members():
     assert delta.paths == ("ensembles.2.model.h",)
 
 
+def test_groups_have_lanes_as_other_trees_do(key):
+    groups = lanes.groups(models())
+    batched, axes = lanes.stack([groups, groups])
+    for one in (lanes.take(batched, axes, 1), *lanes.unstack(batched, axes)):
+        oracle.assert_same(one, groups)
+    drawn, delta = chorax.vmap_call_all_fns(
+        groups, chorax.reset_parameters, axis_size=3, key=key
+    )
+    x = jnp.ones(2)
+    out = lanes.vmap(lambda groups: groups(x), in_axes=(delta,))(drawn)
+    expected = [each(x) for each in lanes.unstack(drawn, delta)]
+    for index, columns in enumerate(zip(*expected, strict=True)):
+        np.testing.assert_allclose(out[index], jnp.stack(columns), rtol=1e-5, atol=1e-6)
+
+
 def test_bad_use():
     with pytest.raises(ValueError, match="nothing to group: no models were given"):
         lanes.groups([])

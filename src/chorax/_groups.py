@@ -1,7 +1,5 @@
 """Models of several structures, stacked per structure and used as one list."""
 
-import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, SupportsIndex, TypeVar
 
@@ -14,17 +12,14 @@ from ._lanes._stacking import listed, stack, unstack
 from ._text._show import shown
 from ._text._table import counted
 from ._text._typed import typed
+from ._tree._holder import Wrapper
 from ._tree._paths import same_structure
 
 
 M = TypeVar("M")
 
 
-@functools.partial(
-    jtu.register_dataclass, data_fields=["ensembles"], meta_fields=["places"]
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class Groups(Generic[M]):
+class Groups(Wrapper, Generic[M]):
     """Models of several structures as one list: what `chorax.lanes.groups` returns.
 
     It is a PyTree, so gradients, optax and collective calls work on it. It is not one
@@ -51,7 +46,7 @@ class Groups(Generic[M]):
     """
 
     ensembles: tuple[Ensemble[M], ...]
-    places: tuple[tuple[int, ...], ...]
+    places: tuple[tuple[int, ...], ...] = eqx.field(static=True)
 
     @typed("fn", Callable, "a function `(model, *args)`")
     def map(self, fn: Callable[..., Any], *args: Iterable[Any]) -> list[Any]:

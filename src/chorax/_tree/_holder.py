@@ -43,7 +43,7 @@ class LaneHolder(eqx.Module):
 
 
 class Wrapper(eqx.Module):
-    """What is around a function: not a node, but walked through."""
+    """A module of chorax around functions or models: not a node, but walked through."""
 
 
 def undo_lanes(

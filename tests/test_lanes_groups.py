@@ -203,6 +203,19 @@ def test_collective_calls_see_the_members():
     assert delta.paths == ("ensembles.2.model.h",)
 
 
+def test_groups_are_walked_through_and_not_called():
+    groups = lanes.groups(models())
+    called: list[str] = []
+
+    def note(node):
+        called.append(type(node).__name__)
+        return node, None
+
+    chorax.call_all_fns(groups, note, has_aux=True)
+    assert called
+    assert not {"Groups", "Ensemble"}.intersection(called)
+
+
 def test_groups_have_lanes_as_other_trees_do(key):
     groups = lanes.groups(models())
     batched, axes = lanes.stack([groups, groups])

@@ -1,5 +1,6 @@
 """Filters that ask one question about a node or leaf and its path."""
 
+import abc
 import dataclasses
 import typing
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,7 +19,7 @@ else:
     _Types = _Key = _Tag = typing.Any
 
 
-class Test(Predicate):
+class Test(Predicate, abc.ABC):
     """Runs user code, and adds the filter and the path to its exceptions."""
 
     def __call__(self, path: Path, x: object, tags: Tags = NO_TAGS) -> bool:
@@ -29,8 +30,9 @@ class Test(Predicate):
             error.add_note(f"Raised by the filter {short(given)} at {place(path)}.")
             raise
 
+    @abc.abstractmethod
     def _keeps(self, path: Path, x: object, tags: Tags) -> bool:
-        raise NotImplementedError
+        """Whether the filter keeps a leaf or a node."""
 
 
 @dataclasses.dataclass(frozen=True)
